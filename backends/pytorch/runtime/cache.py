@@ -1,0 +1,124 @@
+"""What a model remembers of earlier steps: one tensor per value that its author marked ``cached``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from backends.pytorch.runtime.step import Step
+
+FIRST_CAPACITY = 64  # positions that a growing cache starts with
+
+
+class Cache:
+    """Values of earlier positions, in ``slots`` rows of up to ``capacity`` positions each.
+
+    A slot holds one sequence. Memory is allocated when a value is first written, with that value's
+    dtype and device: ``[slots, ...]`` with ``capacity`` where the value has its time axis, so for
+    ``c_kv[s, c]`` it is ``[slots, capacity, c]``. Positions past a slot's length hold zeros, so
+    that what masking multiplies by zero is never a stale infinity.
+
+    ``lengths`` says how many positions of each slot count; it moves when a step is committed, so
+    that a step that failed, or that is run again through another entry point, leaves no trace.
+    """
+
+    def __init__(self, slots: int, capacity: int | None = None):
+        """An empty cache. With a ``capacity`` it never grows; without one it doubles as needed."""
+        if slots < 0 or (capacity is not None and capacity < 0):
+            raise ValueError(f"a cache of {slots} slots of {capacity} positions")
+        self.slots = slots
+        self.capacity = FIRST_CAPACITY if capacity is None else capacity
+        self.lengths: list[int] = [0] * slots
+        self._grows = capacity is None
+        self._memory: dict[str, tuple[Tensor, int]] = {}  # path: (memory, its time axis)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated so far."""
+        return sum(memory.nbytes for memory, _ in self._memory.values())
+
+    def paths(self) -> list[str]:
+        """What is remembered: ``layers.3.attn.c_kv``, in the order of first writing."""
+        return list(self._memory)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for ``capacity`` positions in every slot.
+
+        Raises:
+            ValueError: the cache was made with a smaller capacity.
+        """
+        if capacity <= self.capacity:
+            return
+        if not self._grows:
+            raise ValueError(
+                f"the cache holds {self.capacity} positions per sequence; {capacity} are needed"
+            )
+        self.capacity = max(capacity, 2 * self.capacity)
+        longest = max(self.lengths, default=0)
+        for path, (old, axis) in self._memory.items():
+            new = self._allocate(old.shape, axis, old)
+            new.narrow(axis, 0, longest).copy_(old.narrow(axis, 0, longest))
+            self._memory[path] = (new, axis)
+
+    def truncate(self, lengths: Sequence[int] | Tensor, slots: Sequence[int] | None = None) -> None:
+        """Keep only the first ``lengths[i]`` positions of slot i (or of ``slots[i]``).
+
+        Raises:
+            ValueError: a slot is shorter than that, or the number of lengths is wrong.
+        """
+        wanted = [int(n) for n in (lengths.tolist() if isinstance(lengths, Tensor) else lengths)]
+        chosen = list(range(self.slots)) if slots is None else list(slots)
+        if len(wanted) != len(chosen):
+            raise ValueError(f"{len(wanted)} lengths for {len(chosen)} slots")
+        for slot, length in zip(chosen, wanted, strict=True):
+            if not 0 <= length <= self.lengths[slot]:
+                raise ValueError(f"slot {slot} holds {self.lengths[slot]} positions, not {length}")
+        for slot, length in zip(chosen, wanted, strict=True):
+            dropped = self.lengths[slot] - length
+            if dropped:
+                for memory, axis in self._memory.values():
+                    memory[slot].narrow(axis - 1, length, dropped).zero_()
+                self.lengths[slot] = length
+
+    def extend(self, path: str, x: Tensor, axis: int, step: Step) -> Tensor:
+        """Write a step's packed values and return the histories of its sequences.
+
+        Args:
+            path: whose value this is, ``layers.3.attn.c_kv``.
+            x: ``[..., total, ...]`` with the step's tokens at ``axis``.
+
+        Returns:
+            ``[batch, ..., history, ...]``: a view where the slots are consecutive.
+        """
+        self.reserve(step.history)
+        if path not in self._memory:
+            shape = (self.slots, *x.shape)
+            self._memory[path] = (self._allocate(shape, axis + 1, x), axis + 1)
+        memory, at = self._memory[path]
+        first = step.slots[0] if step.slots else 0
+        adjoining = step.slots == tuple(range(first, first + step.batch))
+        with torch.no_grad():
+            if adjoining and step.even and len(set(step.starts)) == 1:
+                written = memory.narrow(0, first, step.batch).narrow(at, step.starts[0], step.time)
+                written.copy_(step.pad(x, axis))
+            else:
+                memory.movedim(at, 1)[step.slot, step.index] = x.movedim(axis, 0).to(memory.dtype)
+        if adjoining:
+            rows = memory.narrow(0, first, step.batch)
+        else:
+            rows = memory.index_select(0, step.slot_of_sequence)
+        return rows.narrow(at, 0, step.history)
+
+    def commit(self, slots: Iterable[int], lengths: Iterable[int]) -> None:
+        """Let the slots' lengths be these: their new positions count from now on."""
+        for slot, length in zip(slots, lengths, strict=True):
+            self.lengths[slot] = length
+
+    def _allocate(self, shape: Sequence[int], axis: int, like: Tensor) -> Tensor:
+        full = list(shape)
+        full[axis] = self.capacity
+        return torch.zeros(full, dtype=like.dtype, device=like.device)

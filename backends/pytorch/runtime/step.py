@@ -1,0 +1,198 @@
+"""One step of a model: which tokens it takes, of which sequences, and what came before them.
+
+A value takes one of three layouts. *Packed*: it varies over the step's tokens and not over their
+history; the tokens of all sequences stand behind one another, so padding does not exist.
+*Padded*: it has the history dim, or is one value per sequence: ``[batch, ...]`` in front, tokens
+padded to the longest count and histories to the longest history. *Plain*: the same for all
+sequences (parameters, tables). ``pad`` and ``pack`` go between the first two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from backends.pytorch.runtime.cache import Cache
+
+
+class Step:
+    """The tokens of one forward pass, packed ``[total]`` sequence by sequence.
+
+    Attributes:
+        counts: how many tokens each sequence has in this step; ``batch`` is their number, ``time``
+            the largest of them, ``total`` their sum.
+        starts: how many positions each sequence had before; 0 without a cache.
+        history: positions of the longest sequence so far, this step's included.
+        position: int64 ``[total]``, the position of each token in its sequence.
+        sequence: int64 ``[total]``, the number of each token's sequence within the step.
+        rows: int64 ``[wanted]``, the packed rows whose result is wanted; None for all.
+        cache, slots: where earlier values are kept, and the slot of each sequence.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int],
+        *,
+        device: torch.device | str = "cpu",
+        cache: Cache | None = None,
+        slots: Sequence[int] | None = None,
+        position: Tensor | None = None,
+        rows: Tensor | None = None,
+        last_only: bool = False,
+    ):
+        """A step of ``counts[i]`` tokens for each sequence i.
+
+        Args:
+            cache: holds earlier positions; without one, the history is the step itself.
+            slots: the cache's slot of each sequence; 0, 1, ... unless given.
+            position: int64 ``[total]``; unless given, sequences go on where they were.
+            rows: the packed rows whose result is wanted.
+            last_only: want the last row of each sequence (of those that have tokens).
+
+        Raises:
+            ValueError: negative counts, or slots that are missing, repeated or not there.
+        """
+        self.counts = tuple(int(n) for n in counts)
+        self.batch = len(self.counts)
+        self.total = sum(self.counts)
+        self.time = max(self.counts, default=0)
+        self.even = len(set(self.counts)) <= 1
+        self.device = torch.device(device)
+        self.cache = cache
+        self.slots = tuple(range(self.batch)) if slots is None else tuple(slots)
+        if min(self.counts, default=0) < 0:
+            raise ValueError(f"a sequence cannot have {min(self.counts)} tokens")
+        if len(self.slots) != self.batch or len(set(self.slots)) != self.batch:
+            raise ValueError(f"{self.batch} sequences need as many different slots: {self.slots}")
+        if cache is not None and not all(0 <= slot < cache.slots for slot in self.slots):
+            raise ValueError(f"the cache has slots 0 to {cache.slots - 1}, not {self.slots}")
+        self.starts = tuple(cache.lengths[s] if cache else 0 for s in self.slots)
+        self.lengths = tuple(a + n for a, n in zip(self.starts, self.counts, strict=True))
+        self.history = max(self.lengths, default=0)
+        self._position = position
+        if last_only and rows is None:
+            ends = torch.tensor(self.counts, dtype=torch.int64).cumsum(0) - 1
+            rows = ends[torch.tensor(self.counts, dtype=torch.int64) > 0].to(self.device)
+        self.rows = rows
+
+    # -- what each token is ----------------------------------------------------------------------
+
+    @cached_property
+    def sequence(self) -> Tensor:
+        """int64 ``[total]``: the number of each token's sequence within the step."""
+        counts = torch.tensor(self.counts, dtype=torch.int64)
+        return torch.arange(self.batch).repeat_interleave(counts).to(self.device)
+
+    @cached_property
+    def offset(self) -> Tensor:
+        """int64 ``[total]``: the number of each token among its sequence's tokens of this step."""
+        if self.even:
+            return torch.arange(self.time, device=self.device).repeat(self.batch)
+        counts = torch.tensor(self.counts, dtype=torch.int64)
+        before = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        return (torch.arange(self.total) - before).to(self.device)
+
+    @cached_property
+    def index(self) -> Tensor:
+        """int64 ``[total]``: each token's place in its sequence's history."""
+        starts = torch.tensor(self.starts, dtype=torch.int64).to(self.device)
+        return self.offset + starts[self.sequence]
+
+    @cached_property
+    def position(self) -> Tensor:
+        """int64 ``[total]``: the position of each token; its place in the history unless given."""
+        return self.index if self._position is None else self._position
+
+    @cached_property
+    def history_position(self) -> Tensor:
+        """int64 ``[batch, history]``: the positions of the history."""
+        if self.cache is None:
+            return self.pad(self.position)
+        return torch.arange(self.history, device=self.device).expand(self.batch, -1)
+
+    @cached_property
+    def slot_of_sequence(self) -> Tensor:
+        """int64 ``[batch]``: each sequence's slot in the cache."""
+        return torch.tensor(self.slots, dtype=torch.int64).to(self.device)
+
+    @cached_property
+    def slot(self) -> Tensor:
+        """int64 ``[total]``: each token's slot in the cache."""
+        return self.slot_of_sequence[self.sequence]
+
+    @cached_property
+    def history_valid(self) -> Tensor | None:
+        """bool ``[batch, history]``: which positions are there; None when all are."""
+        return self._valid(self.lengths, self.history)
+
+    @cached_property
+    def time_valid(self) -> Tensor | None:
+        """bool ``[batch, time]``: which padded tokens are there; None when all are."""
+        return self._valid(self.counts, self.time)
+
+    def _valid(self, lengths: tuple[int, ...], longest: int) -> Tensor | None:
+        if all(n == longest for n in lengths):
+            return None
+        ends = torch.tensor(lengths, dtype=torch.int64).to(self.device)
+        return torch.arange(longest, device=self.device) < ends[:, None]
+
+    # -- between layouts -------------------------------------------------------------------------
+
+    def pad(self, x: Tensor, axis: int = 0) -> Tensor:
+        """Packed to padded: ``[..., total, ...]`` to ``[batch, ..., time, ...]``, zeros between.
+
+        ``axis`` is where the tokens stand. A view when all counts are equal.
+        """
+        if self.even:
+            return x.unflatten(axis, (self.batch, self.time)).movedim(axis, 0)
+        rows = x.movedim(axis, 0).index_select(0, self._padded_row.flatten())
+        rows = rows.unflatten(0, (self.batch, self.time))
+        assert self.time_valid is not None
+        missing = ~self.time_valid.reshape(self.batch, self.time, *[1] * (x.ndim - 1))
+        return rows.masked_fill(missing, 0).movedim(1, axis + 1)
+
+    def pack(self, x: Tensor, axis: int = 0) -> Tensor:
+        """Padded to packed: ``[batch, ..., time, ...]`` to ``[..., total, ...]``.
+
+        ``axis`` is where the tokens stand, not counting the batch. A view where strides allow.
+        """
+        rows = x.movedim(axis + 1, 1)
+        if self.even:
+            return rows.flatten(0, 1).movedim(0, axis)
+        return rows.flatten(0, 1).index_select(0, self._packed_row).movedim(0, axis)
+
+    @cached_property
+    def _padded_row(self) -> Tensor:
+        """int64 ``[batch, time]``: the packed row of each padded token; 0 where there is none."""
+        row = torch.zeros(self.batch, self.time, dtype=torch.int64, device=self.device)
+        row[self.sequence, self.offset] = torch.arange(self.total, device=self.device)
+        return row
+
+    @cached_property
+    def _packed_row(self) -> Tensor:
+        """int64 ``[total]``: the padded row, of ``batch * time``, of each packed token."""
+        return self.sequence * self.time + self.offset
+
+    def select(self, x: Tensor, axis: int = 0) -> Tensor:
+        """The rows whose result is wanted, of a packed value with its tokens at ``axis``."""
+        return x if self.rows is None else x.index_select(axis, self.rows)
+
+    # -- what came before ------------------------------------------------------------------------
+
+    def extend(self, module: nn.Module, name: str, x: Tensor, axis: int = 0) -> Tensor:
+        """Append a packed value to the history that ``module`` keeps of it, and read all of it.
+
+        Returns:
+            ``[batch, ..., history, ...]``. Without a cache, this step's values: ``pad(x, axis)``.
+        """
+        if self.cache is None:
+            return self.pad(x, axis)
+        return self.cache.extend(f"{module.path}.{name}", x, axis, self)
+
+    def commit(self) -> None:
+        """Let the cache count this step's positions. Call it once, when the step has been run."""
+        if self.cache is not None:
+            self.cache.commit(self.slots, self.lengths)
