@@ -93,8 +93,11 @@ def modules_loaded_by(*arguments: str) -> set[str]:
     """Top-level names of all modules that a Python process loads."""
     command = [sys.executable, "-X", "importtime", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return set(re.findall(r"^import time:.*\| +(\w+)", done.stderr, re.MULTILINE))
+    lines = done.stderr.splitlines()
+    timed = [line for line in lines if line.startswith("import time:")]
+    said = "\n".join(line for line in lines if line not in timed)
+    assert done.returncode == 0, f"{' '.join(arguments)}: status {done.returncode}\n{said}"
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in timed}
 
 
 @pytest.mark.parametrize(
