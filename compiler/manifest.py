@@ -1,0 +1,311 @@
+"""``manifest.json``: what a compiled directory holds, as data that other tools can read.
+
+``parameters`` has one row per parameter of the source, arrays kept as patterns: the row of
+``model.layers.{0}.mlp.experts.{1}.up_proj.weight`` has ``ranges`` [[3, 61], [0, 256]], half-open.
+``caches`` has one row per value the author marked ``cached``. The text is validated when it is
+read; a directory whose files are not those that were written is refused before any of them is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
+
+from compiler import tensors
+from compiler.ir import DType, Program
+
+# Raised when a directory written by this version cannot be read by an older one, or the reverse.
+ABI = 1
+FILE_NAME = "manifest.json"
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 of the bytes
+Range = tuple[int, int]  # half-open
+
+
+class ManifestError(Exception):
+    """A compiled directory that cannot be loaded, in one sentence."""
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceFile(_Row):
+    """A file of the source, imports included, as it was when it was compiled."""
+
+    name: str
+    sha256: Hash
+
+
+class InputRow(_Row):
+    """An argument of an entry: int64 token numbers ``0 .. below`` if ``below`` is given.
+
+    With ``shift_of`` it is another input moved along time, and callers do not pass it.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[str, ...]
+    below: NonNegativeInt | None = None
+    shift_of: str | None = None
+    shift: int = 0
+
+
+class EntryRow(_Row):
+    """A method of the emitted model: ``model.<method>(step, *inputs)``."""
+
+    inputs: tuple[InputRow, ...]
+    dims: tuple[str, ...]  # of the result
+    shape: tuple[int | str, ...]  # sizes that are known only at run time are words
+
+
+class ParameterRow(_Row):
+    """Stored tensors: ``compiler.tensors.Pattern`` as data."""
+
+    path: str
+    tensor: str
+    ranges: tuple[Range, ...]
+    dims: tuple[str, ...]
+    shape: tuple[NonNegativeInt, ...]
+    layout: Literal["row-major"] = "row-major"
+    format: DType  # act: the dtype the model is run in
+    shard: tuple[str | None, ...] | None = None  # mesh axis of each dim; None: whole on every rank
+    role: Literal["param", "state"]
+    initial: Literal["matrix", "gain", "shift", "state"]
+    entries: tuple[str, ...]
+
+    @staticmethod
+    def of(pattern: tensors.Pattern) -> ParameterRow:
+        return ParameterRow(
+            path=pattern.path,
+            tensor=pattern.name,
+            ranges=_pairs(pattern.ranges),
+            dims=pattern.dims,
+            shape=pattern.shape,
+            format=pattern.dtype,
+            role=pattern.role,
+            initial=pattern.initial,
+            entries=pattern.entries,
+        )
+
+    def pattern(self) -> tensors.Pattern:
+        return tensors.Pattern(
+            path=self.path,
+            name=self.tensor,
+            ranges=_ranges(self.ranges),
+            shape=self.shape,
+            dims=self.dims,
+            dtype=self.format,
+            role=self.role,
+            initial=self.initial,
+            entries=self.entries,
+        )
+
+
+class CacheRow(_Row):
+    """A cached value: per sequence and position ``shape``, row-major in the order of ``dims``."""
+
+    path: str
+    ranges: tuple[Range, ...]
+    dims: tuple[str, ...]
+    shape: tuple[NonNegativeInt, ...]
+    format: DType
+    entries: tuple[str, ...]
+
+    @staticmethod
+    def of(pattern: tensors.CachePattern) -> CacheRow:
+        return CacheRow(
+            path=pattern.path,
+            ranges=_pairs(pattern.ranges),
+            dims=pattern.dims,
+            shape=pattern.shape,
+            format=pattern.dtype,
+            entries=pattern.entries,
+        )
+
+    def pattern(self) -> tensors.CachePattern:
+        return tensors.CachePattern(
+            path=self.path,
+            ranges=_ranges(self.ranges),
+            dims=self.dims,
+            shape=self.shape,
+            dtype=self.format,
+            entries=self.entries,
+        )
+
+
+class Manifest(_Row):
+    """The whole of ``manifest.json``."""
+
+    abi: int = ABI
+    dslc: str  # the version that wrote it
+    model: str
+    sources: tuple[SourceFile, ...]
+    constants: dict[str, int | float | bool | str | None]
+    deployment: str | None = None
+    backend: str = "pytorch"
+    target: str = "cpu"
+    passes: tuple[str, ...] = ()
+    entries: dict[str, EntryRow]
+    parameters: tuple[ParameterRow, ...]
+    ignored: tuple[str, ...] = ()  # tensors a checkpoint may hold that the model does not need
+    caches: tuple[CacheRow, ...]
+    files: dict[str, Hash]
+
+    @field_validator("files")
+    @classmethod
+    def _files_stay_inside(cls, files: dict[str, str]) -> dict[str, str]:
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+                raise ValueError(f"the file name '{name}' leaves the directory")
+        return files
+
+    def text(self) -> str:
+        """The file's text: one row per line, so that two versions can be compared by eye."""
+        fields = self.model_dump(mode="json")
+        lines = []
+        for key, value in fields.items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                rows = ",\n".join(f"    {json.dumps(row)}" for row in value)
+                lines.append(f"  {json.dumps(key)}: [\n{rows}\n  ]")
+            else:
+                lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def build(
+    program: Program,
+    *,
+    version: str,
+    sources: Mapping[str, str],
+    passes: Iterable[str],
+    files: Mapping[str, bytes],
+    deployment: str | None = None,
+    backend: str = "pytorch",
+    target: str = "cpu",
+) -> Manifest:
+    """The manifest of a program that was compiled into ``files``.
+
+    Args:
+        program: as elaborated: what an entry reads must not have been rewritten.
+        sources: the text of each source file, by the name it is shown under.
+        files: the bytes of each file of the directory, by its name there.
+    """
+    return Manifest(
+        dslc=version,
+        model=program.name,
+        sources=tuple(SourceFile(name=n, sha256=digest(t.encode())) for n, t in sources.items()),
+        constants=dict(program.constants),
+        deployment=deployment,
+        backend=backend,
+        target=target,
+        passes=tuple(passes),
+        entries={name: _entry(program, name) for name in program.entries},
+        parameters=tuple(ParameterRow.of(p) for p in tensors.patterns(program)),
+        ignored=tensors.ignored(program),
+        caches=tuple(CacheRow.of(c) for c in tensors.caches(program)),
+        files={name: digest(data) for name, data in files.items()},
+    )
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of a compiled directory.
+
+    Raises:
+        ManifestError: there is none, it was written by a version whose directories this one cannot
+            read, or a field of it is wrong.
+    """
+    path = directory / FILE_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        problem = (
+            "there is no such directory" if not directory.is_dir() else f"no {FILE_NAME} in it"
+        )
+        raise ManifestError(f"{directory} is not a compiled model: {problem}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from None
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{path} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ManifestError(f"{path}: expected an object, found {type(fields).__name__}")
+    abi = fields.get("abi")
+    if abi != ABI:  # before the fields, which another ABI may have changed
+        by = f" by dslc {fields['dslc']}" if isinstance(fields.get("dslc"), str) else ""
+        raise ManifestError(
+            f"{directory} was compiled{by} with ABI {abi}; "
+            f"this dslc reads ABI {ABI}: compile it again"
+        )
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ManifestError(f"{path}: {place}: {first['msg']}{more}") from None
+
+
+def verified_files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
+    """The bytes of every file of the directory, each read once and found to be what was written.
+
+    Run what this returns, not what is in the file by then.
+
+    Raises:
+        ManifestError: a file is missing, cannot be read, or has been changed.
+    """
+    found = {}
+    for name, expected in manifest.files.items():
+        try:
+            found[name] = (directory / name).read_bytes()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ManifestError(f"{directory / name} cannot be read: {reason}") from None
+        if digest(found[name]) != expected:
+            raise ManifestError(
+                f"{directory / name} is not the file that was compiled (SHA-256 "
+                f"{digest(found[name])[:12]}..., expected {expected[:12]}...): compile it again"
+            )
+    return found
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _entry(program: Program, name: str) -> EntryRow:
+    entry = program.entries[name]
+    body = program.bodies[entry.body]
+    rows = []
+    for given, node in zip(entry.inputs, body.inputs, strict=True):
+        rows.append(
+            InputRow(
+                name=given.name,
+                dtype=node.type.dtype,
+                dims=node.type.names,
+                below=program.size(node.type.of) if node.type.of else None,
+                shift_of=given.shift_of,
+                shift=given.shift,
+            )
+        )
+    result = body.result.type
+    sizes = program.sizes
+    shape = tuple(
+        d.size.at(sizes) if d.size.names <= sizes.keys() else str(d.size) for d in result.dims
+    )
+    return EntryRow(inputs=tuple(rows), dims=result.names, shape=shape)
+
+
+def _pairs(ranges: Iterable[range]) -> tuple[Range, ...]:
+    return tuple((r.start, r.stop) for r in ranges)
+
+
+def _ranges(pairs: Iterable[Range]) -> tuple[range, ...]:
+    return tuple(range(start, stop) for start, stop in pairs)

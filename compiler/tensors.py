@@ -1,0 +1,339 @@
+"""The table of a program's stored tensors: what a checkpoint holds, and which entry needs it.
+
+A program has one row per *pattern*, not per tensor: ``model.layers.{0}.mlp.experts.{1}.up.weight``
+with ``{0}`` in 3 .. 61 and ``{1}`` in 0 .. 256 is one row, so that manifests and tables stay as
+small as the source, however many layers and experts there are. ``Pattern.tensors`` expands a row.
+
+Checkpoint names are the ``names`` of the modules along the path, joined with dots, empty parts left
+out; ``{}`` stands for the number in an array, ``{layers}`` for the value of a constant.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+from compiler.ir import Child, DType, Graph, Module, Node, Parameter, Program, Type
+
+# How random values suit a tensor when there is no checkpoint: what it does, read off the source.
+Initial = Literal["matrix", "gain", "shift", "state"]
+
+VIEWS = frozenset({"cast", "expand", "flatten", "part", "rename", "select", "unflatten"})
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One stored tensor. ``dtype`` is "act" (the dtype the model runs in) or a fixed one (f32)."""
+
+    path: str  # in the source: layers[3].mlp.expert[5].W_gate
+    name: str  # in the checkpoint: model.layers.3.mlp.experts.5.gate_proj.weight
+    shape: tuple[int, ...]
+    dtype: DType
+    pattern: Pattern
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """All tensors that one parameter declaration stands for at one place of the module tree.
+
+    ``path`` and ``name`` hold ``{0}``, ``{1}``, ... for the numbers of the arrays on the way there,
+    outermost first; ``ranges`` says which numbers these are. ``entries`` are the entry points that
+    read the tensor: without those that only ``entries`` beside ``main`` need, a model still loads.
+    """
+
+    path: str
+    name: str
+    ranges: tuple[range, ...]
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    dtype: DType
+    role: Literal["param", "state"]
+    initial: Initial
+    entries: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return prod(len(r) for r in self.ranges)
+
+    @property
+    def elements(self) -> int:
+        """Numbers stored, over all tensors of the pattern."""
+        return len(self) * prod(self.shape)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor, in the order of the arrays."""
+        for numbers in itertools.product(*self.ranges):
+            path, name = self.path.format(*numbers), self.name.format(*numbers)
+            yield Tensor(path, name, self.shape, self.dtype, self)
+
+
+@dataclass(frozen=True)
+class CachePattern:
+    """What a ``cached`` name of the source keeps: one row per position at each of these places.
+
+    ``dims`` and ``shape`` are of one position, in the order of the source: that order is the
+    canonical layout, whatever layout a backend keeps in memory.
+    """
+
+    path: str  # layers[{0}].attn.c_kv
+    ranges: tuple[range, ...]
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: DType
+    entries: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return prod(len(r) for r in self.ranges)
+
+    @property
+    def elements(self) -> int:
+        """Numbers kept per position, over all places of the pattern."""
+        return len(self) * prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module of the tree, arrays kept as patterns."""
+
+    module: Module
+    path: str = ""
+    name: str = ""
+    ranges: tuple[range, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, tuple[range, ...]]:
+        return self.path, self.ranges
+
+
+class NameClash(ValueError):
+    """Two different tensors of a program would have one name in a checkpoint."""
+
+
+def patterns(program: Program) -> list[Pattern]:
+    """Every stored tensor of the program, in the order of the source; empty arrays are left out.
+
+    Raises:
+        NameClash: two tensors have one checkpoint name.
+    """
+    reached = _reached(program)
+    found = []
+    for place in places(program):
+        bodies = [program.bodies[b] for b in place.module.methods.values() if b in program.bodies]
+        for parameter in place.module.parameters:
+            readers = reached.parameters.get((*place.key, parameter.name), set())
+            pattern = Pattern(
+                path=_join(place.path, parameter.name),
+                name=_join(place.name, part_of_name(program, place.module, parameter.name)),
+                ranges=place.ranges,
+                shape=tuple(program.size(d) for d in parameter.type.dims),
+                dims=parameter.type.names,
+                dtype=parameter.type.dtype,
+                role=parameter.role,
+                initial=_initial(parameter, bodies),
+                entries=tuple(e for e in program.entries if e in readers),
+            )
+            if len(pattern):
+                found.append(pattern)
+    _check_names(found)
+    return found
+
+
+def tensors(program: Program) -> Iterator[Tensor]:
+    """Every stored tensor, one by one: 45,000 of them take a tenth of a second."""
+    for pattern in patterns(program):
+        yield from pattern.tensors()
+
+
+def caches(program: Program) -> list[CachePattern]:
+    """What the author marked ``cached``, wherever an entry reaches it."""
+    found = []
+    for (path, ranges, name), (type_, entries) in _reached(program).caches.items():
+        kept = [d for d in type_.dims if d.kind != "history"]
+        pattern = CachePattern(
+            path=_join(path, name),
+            ranges=ranges,
+            dims=tuple(d.name for d in kept),
+            shape=tuple(program.size(d) for d in kept),
+            dtype=type_.dtype,
+            entries=tuple(e for e in program.entries if e in entries),
+        )
+        if len(pattern):
+            found.append(pattern)
+    return found
+
+
+def places(program: Program) -> Iterator[Place]:
+    """The module tree, outermost first; parameters of a module come before its children's."""
+
+    def walk(place: Place) -> Iterator[Place]:
+        yield place
+        for child in place.module.children:
+            yield from walk(child_place(program, place, child))
+
+    yield from walk(Place(program.modules[program.root]))
+
+
+def child_place(program: Program, parent: Place, child: Child) -> Place:
+    """Where a child stands. An array adds one number to the path and to the name."""
+    module = program.modules[child.module]
+    part = part_of_name(program, parent.module, child.name, array=child.array is not None)
+    if child.array is None:
+        return Place(
+            module, _join(parent.path, child.name), _join(parent.name, part), parent.ranges
+        )
+    slot = f"{{{len(parent.ranges)}}}"
+    start = child.array.start.at(program.sizes)
+    return Place(
+        module,
+        _join(parent.path, f"{child.name}[{slot}]"),
+        _join(parent.name, part.replace("{}", slot)),
+        (*parent.ranges, range(start, start + program.size(child.array))),
+    )
+
+
+def part_of_name(program: Program, module: Module, member: str, array: bool = False) -> str:
+    """A member's part of checkpoint names: as ``names`` says, else its own name.
+
+    Constants in braces have their values; for an array ``{}`` stands where its number goes.
+    """
+    part = module.names.get(member)
+    if part is None:
+        return f"{member}.{{}}" if array else member
+    return _filled(program, part)
+
+
+def ignored(program: Program) -> tuple[str, ...]:
+    """Checkpoint tensors that the model knows of and does not need; ``{}`` is any number."""
+    return tuple(_filled(program, name) for name in program.ignored)
+
+
+def _filled(program: Program, name: str) -> str:
+    def fill(match: re.Match[str]) -> str:
+        constant = match.group(1)
+        return str(program.constants[constant]) if constant in program.constants else "{}"
+
+    return re.sub(r"\{(\w*)\}", fill, name)
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+# -- which entry reads what -----------------------------------------------------------------------
+
+
+Member = tuple[str, tuple[range, ...], str]  # a place's path and ranges, a name in its module
+
+
+@dataclass
+class _Reached:
+    """Which entries read a parameter, and which keep a cache (and of what type)."""
+
+    parameters: dict[Member, set[str]] = field(default_factory=dict)
+    caches: dict[Member, tuple[Type, set[str]]] = field(default_factory=dict)
+    seen: set[tuple[Member, str]] = field(default_factory=set)
+
+
+def _reached(program: Program) -> _Reached:
+    reached = _Reached()
+    root = Place(program.modules[program.root])
+    for entry in program.entries.values():
+        _visit(program, reached, entry.name, root, entry.body)
+    return reached
+
+
+def _visit(program: Program, reached: _Reached, entry: str, place: Place, body: str) -> None:
+    if ((*place.key, body), entry) in reached.seen:
+        return
+    reached.seen.add(((*place.key, body), entry))
+    for node in program.bodies[body]:
+        if node.op in ("param", "state"):
+            key = (*place.key, str(node.attrs["param"]))
+            reached.parameters.setdefault(key, set()).add(entry)
+        elif node.op == "cache":
+            key = (*place.key, str(node.attrs["name"]))
+            reached.caches.setdefault(key, (node.type, set()))[1].add(entry)
+        for inner, called in _called(program, place, node):
+            _visit(program, reached, entry, inner, called)
+
+
+def _called(program: Program, place: Place, node: Node) -> Iterator[tuple[Place, str]]:
+    """The bodies that a node runs, each with the place whose module it runs in."""
+    if node.op not in ("call", "chain", "apply"):  # a branch or a composite: the same module
+        for value in node.attrs.values():
+            if isinstance(value, str) and value in program.bodies:
+                yield place, value
+        return
+    body, name = str(node.attrs["body"]), node.attrs["child"]
+    if not name:
+        yield place, body
+        return
+    for child in place.module.children:
+        if child.name != name:
+            continue
+        inner = child_place(program, place, child)
+        if node.op == "chain":  # an array in pieces: this loop runs over some of them
+            index = node.attrs["index"]
+            start = index.start.at(program.sizes)
+            here = inner.ranges[-1]
+            if not (here.start < start + program.size(index) and start < here.stop):
+                continue
+        yield inner, body
+
+
+# -- what a tensor does ---------------------------------------------------------------------------
+
+
+def _initial(parameter: Parameter, bodies: list[Graph]) -> Initial:
+    """Matrices mix, vectors that are added shift, other vectors scale; states start small."""
+    if parameter.role == "state":
+        return "state"
+    if len(parameter.type.dims) > 1:
+        return "matrix"
+    for body in bodies:
+        for node in body:
+            if node.op == "param" and node.attrs["param"] == parameter.name:
+                return "shift" if _is_added(body, node) else "gain"
+    return "gain"
+
+
+def _is_added(body: Graph, node: Node) -> bool:
+    for user in body.users(node.name):
+        if user.op == "map" and user.attrs["fn"] in ("add", "sub"):
+            return True
+        if user.op in VIEWS and _is_added(body, user):
+            return True
+    return False
+
+
+def _check_names(found: list[Pattern]) -> None:
+    """No two tensors of one name: decided on ranges, without going through the tensors."""
+    alike: dict[str, list[tuple[Pattern, list[range]]]] = {}
+    for pattern in found:
+        numbers = re.findall(r"\{(\d+)\}|(\d+)", pattern.name)
+        used = [pattern.ranges[int(slot)] if slot else _only(int(n)) for slot, n in numbers]
+        skeleton = re.sub(r"\{\d+\}|\d+", "#", pattern.name)
+        for other, taken in alike.setdefault(skeleton, []):
+            if all(a.start < b.stop and b.start < a.stop for a, b in zip(used, taken, strict=True)):
+                raise NameClash(
+                    f"{other.path} and {pattern.path} have one name in a checkpoint: {pattern.name}"
+                )
+        alike[skeleton].append((pattern, used))
+        slots = {int(slot) for slot, _ in numbers if slot}
+        for slot, numbers_of in enumerate(pattern.ranges):
+            if slot not in slots and len(numbers_of) > 1:
+                raise NameClash(
+                    f"all {len(pattern)} of {pattern.path} have one name in a checkpoint: "
+                    f"{pattern.name}"
+                )
+
+
+def _only(number: int) -> range:
+    return range(number, number + 1)
