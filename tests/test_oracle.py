@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+
 from oracle.cases import CASES, YARN, checkpoint, prompts, reference
 from oracle.checkpoint import edit_config, edit_tensors, read_tensors, write_checkpoint
 from oracle.compare import assert_equal, assert_greedy

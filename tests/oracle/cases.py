@@ -5,15 +5,21 @@ Checkpoints, references and compiled programs are made once and shared by all te
 
 import atexit
 import shutil
+import subprocess
+import sys
 import tempfile
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from oracle.checkpoint import write_checkpoint
 from oracle.reference import Reference
+
+ROOT = Path(__file__).resolve().parents[2]
 
 YARN = {  # as published
     "type": "yarn",
@@ -142,3 +148,28 @@ def padded(sequences: list[Tensor], junk: int = 0) -> tuple[Tensor, Tensor]:
     for row, sequence in zip(batch, sequences, strict=True):
         row[: len(sequence)] = sequence
     return batch, lengths
+
+
+def rows(batch: Tensor, lengths: Tensor) -> list[Tensor]:
+    """The valid rows of each sequence of a padded result."""
+    return [row[:n] for row, n in zip(batch, lengths.tolist(), strict=True)]
+
+
+@contextmanager
+def refused(*mentioned: str):
+    """The block is refused with an error meant for the user, which mentions these, in any case."""
+    with pytest.raises(Exception) as caught:
+        yield
+    ours = type(caught.value).__module__.split(".")[0] in {"dsl", "compiler", "backends", "dslc"}
+    assert ours or type(caught.value) is ValueError, f"not an error for users: {caught.value!r}"
+    for word in mentioned:
+        assert word.lower() in str(caught.value).lower(), f"{word!r} is not in: {caught.value}"
+    assert len(str(caught.value)) < 2000
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `dslc` with these arguments, in a process of its own."""
+    start = [sys.executable, "-c", "from dslc.cli import main; main()"]
+    return subprocess.run(
+        [*start, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )

@@ -40,7 +40,7 @@ def dequantise_tile(tile: Tensor, scale: Tensor) -> Tensor:
     return tile.float() * scale
 
 
-def _quantise(weight: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def quantise(weight: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """A matrix in E4M3, its scales, and what the two stand for."""
     rows, columns = weight.shape
     stored = torch.empty(rows, columns, dtype=torch.float8_e4m3fn)
@@ -65,7 +65,7 @@ def to_fp8(source: Path, target: Path, *, tile=(128, 128), shards: int = 1) -> P
     meant: dict[str, Tensor] = {}
     for name, tensor in read_tensors(source).items():
         if is_fp8(name):
-            quantised[name], scales[name + "_scale_inv"], meant[name] = _quantise(tensor, tile)
+            quantised[name], scales[name + "_scale_inv"], meant[name] = quantise(tensor, tile)
         else:
             keep = tensor if name.endswith("e_score_correction_bias") else tensor.bfloat16()
             quantised[name], meant[name] = keep, keep.float()
