@@ -1,0 +1,65 @@
+"""Choosing the next token from logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+WORD = 1 << 64
+
+
+def choose(
+    logits: torch.Tensor,
+    rows: Sequence[int],
+    step: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> torch.Tensor:
+    """The next token of each sequence.
+
+    A draw depends on the seed, the sequence's number and the step alone: not on which other
+    sequences are in the batch, which of them have ended, or the device.
+
+    Args:
+        logits: [sequences, vocab].
+        rows: each sequence's number in the caller's batch.
+        step: how many tokens have been generated before.
+        temperature: 0 takes the likeliest token, the lowest of several.
+        top_p: draw from the likeliest tokens whose probabilities reach this sum, one at least.
+
+    Returns:
+        int64 [sequences].
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    # f64, so that the sum of a large vocabulary's probabilities is exact enough to draw from.
+    probability = (logits.to(torch.float64) / temperature).softmax(-1)
+    ordered, tokens = probability.sort(stable=True, dim=-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    if top_p < 1:
+        ordered = ordered.masked_fill(before >= top_p, 0)
+        ordered[:, 0] = probability.max(-1).values
+    upto = ordered.cumsum(-1)
+    draws = [uniform(seed, row, step) for row in rows]
+    at = torch.tensor(draws, dtype=torch.float64).to(upto.device) * upto[:, -1]
+    chosen = torch.searchsorted(upto, at[:, None], right=True)
+    # A draw that rounds up to the sum must not fall on a token that was cut off.
+    last = (ordered > 0).sum(-1, keepdim=True) - 1
+    return tokens.gather(-1, chosen.minimum(last)).squeeze(-1)
+
+
+def uniform(seed: int, row: int, step: int) -> float:
+    """A number in [0, 1): splitmix64 (Steele et al. 2014) of the three numbers."""
+    state = 0
+    for number in (seed, row, step):
+        state = _mixed(state ^ _mixed(number % WORD))
+    return (state >> 11) / (1 << 53)
+
+
+def _mixed(state: int) -> int:
+    state = (state + 0x9E3779B97F4A7C15) % WORD
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % WORD
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % WORD
+    return state ^ (state >> 31)
