@@ -1,0 +1,468 @@
+"""Checks calls: reducers and other built-ins, functions, used blocks, arrays of them, chains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dsl import syntax as ast
+from dsl.diagnostics import Span, near
+from dsl.scope import Failed, atoms
+from dsl.typed import (
+    Axis,
+    Broadcast,
+    CallBlock,
+    CallFn,
+    Chain,
+    Choice,
+    Expr,
+    Formal,
+    Index,
+    Iota,
+    Join,
+    Map,
+    Product,
+    Reduce,
+    Sum,
+    Use,
+)
+
+if TYPE_CHECKING:
+    from dsl.equations import Checker
+
+ELEMENTWISE = {
+    "exp": 1, "log": 1, "sqrt": 1, "rsqrt": 1, "sin": 1, "cos": 1, "tanh": 1, "sigmoid": 1, "abs": 1,
+    "floor": 1, "ceil": 1, "min": 2, "max": 2,
+}  # fmt: skip
+REDUCERS = ("sum", "mean", "max", "min")
+INDEXED = ("softmax", "top", "argtop", "in_top", "stack", "concat", "broadcast", "chain", *REDUCERS)
+BUILTINS = frozenset({*ELEMENTWISE, *INDEXED, "where", "position", "size"})
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a caller sees of a def or function."""
+
+    name: str
+    indices: tuple[Index, ...]  # formal indices, bound by the caller
+    formals: tuple[Formal, ...]
+    result_axes: tuple[Axis, ...]
+    result_of: Index | None
+    span: Span
+
+
+@dataclass(frozen=True)
+class Used:
+    """A used block as its user sees it: the declaration and the signatures of its defs."""
+
+    use: Use
+    indices: tuple[Index, ...]
+    defs: dict[str, Signature]
+    private: frozenset[str]  # defs whose signature names indices of the block's own
+
+
+def _private(checker: Checker, e: ast.Call, used: Used, method: str) -> Failed:
+    where = f"def {method}" if method != "call" else "the def"
+    return checker.error(
+        "E0503", f"{where} of '{used.use.block}' takes or gives an index that only '{used.use.block}' knows", e.span,
+        notes=[(used.use.span, "used here")],
+        hint="in the signature, name only time and the block's indices in brackets: block B[d, h] { ... }",
+    )
+
+
+def check_call(checker: Checker, e: ast.Call) -> Expr:
+    """The typed form of a call.
+
+    Raises:
+        Failed: a mistake has been reported.
+    """
+    name = e.name.text
+    if name in checker.uses:
+        return _used(checker, e)
+    if e.member is not None:
+        raise checker.error(
+            "E0205", f"no block is used under the name '{name}'", e.name.span, hint=near(name, checker.uses)
+        )
+    if name in checker.defs:
+        if e.subscripts is not None:
+            raise checker.error("E0501", f"'{name}' is a def of this block and takes no indices", e.span)
+        return _call(checker, e, checker.defs[name], {}, method=name)
+    visible = checker.scope.unit.visible.get(name)
+    if visible is not None and isinstance(visible[0], ast.Fn):
+        return _function(checker, e)
+    if name in BUILTINS:
+        return _builtin(checker, e)
+    if visible is not None and isinstance(visible[0], ast.ConstFn):
+        return checker._scalar(e, "number")
+    raise _unknown(checker, e)
+
+
+def _unknown(checker: Checker, e: ast.Call) -> Failed:
+    name = e.name.text
+    if checker.scope.is_broken(name) or name in checker.failed:
+        return Failed()
+    visible = checker.scope.unit.visible
+    if name in visible and isinstance(visible[name][0], ast.Block):
+        return checker.error(
+            "E0205", f"'{name}' is a block: use it before calling it", e.name.span, hint=f"use inner = {name}[...]"
+        )
+    if checker.find(name) is not None:
+        return checker.error("E0207", f"'{name}' is a value and cannot be called", e.name.span)
+    functions = [n for n, (d, _) in visible.items() if isinstance(d, ast.Fn)]
+    known = [*functions, *BUILTINS, *checker.uses, *checker.defs]
+    return checker.error("E0207", f"no function or used block is called '{name}'", e.name.span, hint=near(name, known))
+
+
+# -- built-ins -------------------------------------------------------------------------------------
+
+
+def _builtin(checker: Checker, e: ast.Call) -> Expr:
+    name = e.name.text
+    if name == "size":
+        return checker._scalar(e, "number")
+    if name == "position":
+        raise checker.error("E0401", "positions are subscripted: position[t]", e.span)
+    if e.subscripts is None:
+        if name == "where":
+            return _where(checker, e)
+        if name in ELEMENTWISE:
+            args = _arguments(checker, e, ELEMENTWISE[name])
+            for arg in args:
+                checker._want(arg, "number")
+            return Map(e.span, _union(args), fn=name, args=tuple(args))
+        raise checker.error(
+            "E0501", f"'{name}' says in brackets which index it works on", e.span, hint=f"{name}[i](...)"
+        )
+    if name not in INDEXED:
+        raise checker.error("E0501", f"'{name}' takes no indices", e.span)
+    if name in REDUCERS:
+        return _reduce(checker, e)
+    if name == "broadcast":
+        return _broadcast(checker, e)
+    if name in ("stack", "concat"):
+        return _join(checker, e)
+    if name == "chain":
+        return _chain(checker, e)
+    return _choice(checker, e)
+
+
+def _union(exprs: list[Expr]) -> tuple[Axis, ...]:
+    return tuple(dict.fromkeys(a for e in exprs for a in e.free))
+
+
+def _arguments(checker: Checker, e: ast.Call, number: int) -> list[Expr]:
+    _number_of_arguments(checker, e, number)
+    return checker.all(e.arguments)
+
+
+def _number_of_arguments(checker: Checker, e: ast.Call, number: int) -> None:
+    if len(e.arguments) != number:
+        plural = "s" * (number != 1)
+        raise checker.error(
+            "E0501", f"'{e.name.text}' takes {number} argument{plural}, not {len(e.arguments)}", e.span
+        )
+
+
+def _where(checker: Checker, e: ast.Call) -> Expr:
+    condition, then, otherwise = _arguments(checker, e, 3)
+    checker._want(condition, "bool")
+    kind = then.kind if then.kind == otherwise.kind == "bool" else "number"
+    checker._want(then, kind)
+    checker._want(otherwise, kind)
+    return Map(e.span, _union([condition, then, otherwise]), kind, fn="where", args=(condition, then, otherwise))
+
+
+def _inside(checker: Checker, e: ast.Expr, axes: list[Axis]) -> Expr:
+    """An argument of a reducer over ``axes``, which are not summed by the products inside it."""
+    before = checker.reduced
+    checker.reduced = before | frozenset(axes) | frozenset(a for x in axes for a in _parts(x))
+    try:
+        return checker.expr(e)
+    finally:
+        checker.reduced = before
+
+
+def _parts(axis: Axis) -> list[Axis]:
+    """What an index such as ``e = (g, m)`` may be spelled as."""
+    if isinstance(axis, Index) and isinstance(axis.alias, Product):
+        return list(axis.alias.parts)
+    return []
+
+
+def _ranges_over(checker: Checker, arg: Expr, axis: Axis, what: str) -> tuple[Axis, ...]:
+    """The axes of ``arg`` that spell ``axis``: itself, or all parts of what it stands for."""
+    if axis in arg.free:
+        return (axis,)
+    parts = tuple(_parts(axis))
+    if parts and all(p in arg.free for p in parts):
+        return parts
+    written = f"[{', '.join(map(str, arg.free))}]" if arg.free else "no index"
+    raise checker.error(
+        "E0403", f"{what} over '{axis}', which its argument does not range over", arg.span, f"ranges over {written}",
+        notes=[(axis.span if isinstance(axis, Index) else None, f"'{axis}' is declared here")],
+    )
+
+
+def _reduce(checker: Checker, e: ast.Call) -> Expr:
+    assert e.subscripts is not None
+    axes = [checker.scope.axis(s) for s in e.subscripts]
+    _number_of_arguments(checker, e, 1)
+    arg = checker._want(_inside(checker, e.arguments[0], axes), "number")
+    over = tuple(p for a in axes for p in _ranges_over(checker, arg, a, e.name.text))
+    free = tuple(a for a in arg.free if a not in over)
+    return Reduce(e.span, free, fn=e.name.text, over=over, arg=arg)
+
+
+def _choice(checker: Checker, e: ast.Call) -> Expr:
+    """softmax[s](x), top[m -> i](x), argtop[e -> k](x), in_top[g, count](x)."""
+    assert e.subscripts is not None
+    name = e.name.text
+    first = e.subscripts[0]
+    to: Index | None = None
+    count: ast.Expr | None = None
+    if name in ("top", "argtop"):
+        if len(e.subscripts) != 1 or first.to is None:
+            raise checker.error(
+                "E0501", f"'{name}' says what it chooses from and what it gives", e.span, hint=f"{name}[e -> k](...)"
+            )
+        to = checker.scope.index(first.to)
+        first = ast.Subscript(first.parts, None, first.span)
+    elif name == "in_top":
+        if len(e.subscripts) != 2 or len(e.subscripts[1].parts) != 1:
+            raise checker.error("E0501", "'in_top' takes an index and how many", e.span, hint="in_top[g, 4](...)")
+        count = e.subscripts[1].parts[0]
+        checker.scope.extent(count)
+    elif len(e.subscripts) != 1:
+        raise checker.error("E0501", f"'{name}' works on one index", e.span)
+    axis = checker.scope.axis(first)
+    if not isinstance(axis, Index):
+        raise checker.error(
+            "E0401", f"'{name}' works on one index, and '{axis}' is several", first.span,
+            hint=f"name it: index e = {axis}",
+        )
+    _number_of_arguments(checker, e, 1)
+    arg = checker._want(_inside(checker, e.arguments[0], [axis]), "number")
+    parts = _ranges_over(checker, arg, axis, name)
+    keeps = tuple(axis if a == parts[0] else a for a in arg.free if a == parts[0] or a not in parts)
+    if to is not None and to in arg.free:
+        raise checker.error("E0409", f"'{to}' is an index of the argument already", e.span)
+    free = tuple(to if a is axis and to is not None else a for a in keeps)
+    kind = {"argtop": "index", "in_top": "bool"}.get(name, "number")
+    of = axis if name == "argtop" else None
+    if name == "in_top" and len(parts) > 1:
+        free = tuple(p for a in free for p in (parts if a is axis else (a,)))
+    return Choice(
+        e.span, free, kind, of, fn=name, over=axis, to=to, count=count, scope=checker.scope.consts, arg=arg
+    )
+
+
+def _join(checker: Checker, e: ast.Call) -> Expr:
+    assert e.subscripts is not None
+    name = e.name.text
+    if len(e.subscripts) != 1:
+        raise checker.error("E0501", f"'{name}' makes one index", e.span)
+    axis = checker.scope.axis(e.subscripts[0])
+    args = checker.all(e.arguments)
+    for arg in args:
+        checker._want(arg, "number")
+    if name == "stack":
+        if not isinstance(axis, Index) or axis.extent.constant != len(args):
+            raise checker.error(
+                "E0501", f"stack makes an index of extent {len(args)} here, and '{axis}' has {axis.size}", e.span
+            )
+        if any(axis in a.free for a in args):
+            raise checker.error("E0409", f"'{axis}' is an index of an argument already", e.span)
+        rest = {frozenset(a.free) for a in args if a.free}
+        if len(rest) > 1:
+            raise checker.error("E0406", "what is stacked must range over the same indices", e.span)
+        return Join(e.span, (*_union(args), axis), fn=name, axis=axis, args=tuple(args))
+    parts = axis.parts if isinstance(axis, Sum) else ()
+    if len(parts) != len(args):
+        raise checker.error(
+            "E0501", f"concat takes one argument for each part of '{axis}'", e.span, hint="concat[n|j](a[n], b[j])"
+        )
+    for part, arg in zip(parts, args, strict=True):
+        if part not in arg.free:
+            raise checker.error("E0403", f"this does not range over '{part}'", arg.span)
+    free = [a for a in _union(args) if a not in parts]
+    return Join(e.span, (*free, axis), fn=name, axis=axis, args=tuple(args))
+
+
+def _broadcast(checker: Checker, e: ast.Call) -> Expr:
+    assert e.subscripts is not None
+    axes = tuple(checker.scope.axis(s) for s in e.subscripts)
+    (arg,) = _arguments(checker, e, 1)
+    again = [a for a in axes if a in arg.free]
+    if again:
+        raise checker.error("E0409", f"the argument ranges over '{again[0]}' already", e.span)
+    return Broadcast(e.span, (*axes, *arg.free), arg.kind, arg.of, axes=axes, arg=arg)
+
+
+# -- functions and blocks --------------------------------------------------------------------------
+
+
+def _function(checker: Checker, e: ast.Call) -> Expr:
+    signature = checker.scope.context.fn_signature(e.name.text, checker.scope.unit)
+    given = e.subscripts or ()
+    if len(given) != len(signature.indices):
+        wanted = f"[{', '.join(i.name for i in signature.indices)}]"
+        raise checker.error(
+            "E0501", f"'{e.name.text}' works on {wanted if signature.indices else 'no indices'}", e.span,
+            notes=[(signature.span, "declared here")],
+            hint=f"{e.name.text}[j](...)" if signature.indices else "",
+        )
+    bind = {f: checker.scope.axis(s) for f, s in zip(signature.indices, given, strict=True)}
+    return _call(checker, e, signature, bind, fn=e.name.text)
+
+
+def _used(checker: Checker, e: ast.Call) -> Expr:
+    used = checker.uses[e.name.text]
+    method = e.member.text if e.member is not None else "call"
+    signature = used.defs.get(method)
+    if method in used.private:
+        raise _private(checker, e, used, method)
+    if signature is None:
+        raise checker.error(
+            "E0208", f"'{used.use.block}' has no def '{method}'", (e.member or e.name).span,
+            notes=[(used.use.span, "used here")], hint=near(method, used.defs) or "",
+        )
+    bind = dict(zip(used.indices, used.use.bind, strict=True))
+    array = used.use.array
+    if array is None:
+        if e.subscripts is not None:
+            raise checker.error(
+                "E0501", f"'{e.name.text}' is one block, not an array of them", e.span,
+                notes=[(used.use.span, "used here")],
+            )
+        return _call(checker, e, signature, bind, use=e.name.text, method=method)
+    if e.subscripts is None or len(e.subscripts) != 1:
+        raise checker.error(
+            "E0501", f"'{e.name.text}' is an array over '{array}': say which", e.span,
+            notes=[(used.use.span, "used here")],
+            hint=f"{e.name.text}[pick[k]](...) runs the picked ones, chain[{array}]({e.name.text}, ...) one after another",
+        )
+    pick = _array_index(checker, e.subscripts[0], array)
+    return _call(checker, e, signature, bind, use=e.name.text, method=method, pick=pick)
+
+
+def _array_index(checker: Checker, given: ast.Subscript, array: Index) -> Expr:
+    if given.to is not None or len(given.parts) != 1:
+        raise checker.error("E0401", f"one position of '{array}' is expected here", given.span)
+    pick = checker.expr(given.parts[0])
+    if isinstance(pick, Iota) and pick.index is array:
+        return pick
+    same = pick.of is array or (
+        pick.of is not None and array.alias is not None and pick.of.alias == array.alias
+    )
+    if pick.kind != "index" or not same:
+        what = f"picks a position of '{pick.of}'" if pick.of is not None else "is a number"
+        raise checker.error(
+            "E0404", f"this {what}, and the array runs over '{array}'", given.span,
+            notes=[(array.span, f"'{array}' is declared here")],
+        )
+    return pick
+
+
+def _chain(checker: Checker, e: ast.Call) -> Expr:
+    assert e.subscripts is not None
+    axis = checker.scope.axis(e.subscripts[0])
+    if len(e.subscripts) != 1 or not isinstance(axis, Index) or len(e.arguments) < 2:
+        raise checker.error("E0501", "a chain runs an array of blocks", e.span, hint="chain[a](layers, x[t,d])")
+    first = e.arguments[0]
+    name = first.name.text if isinstance(first, ast.Ref) and first.subscripts is None else ""
+    pieces = [u for u in checker.pieces.get(name, []) if u.use.array is axis]
+    if not pieces:
+        if name in checker.failed or checker.scope.is_broken(name):
+            raise Failed
+        arrays = [n for n, us in checker.pieces.items() if any(u.use.array is not None for u in us)]
+        raise checker.error(
+            "E0205", f"no array of blocks over '{axis}' is used under this name", first.span,
+            hint=near(name, arrays) or f"use layers[{axis}] = Block[...]",
+        )
+    used = pieces[0]
+    signature = used.defs.get("call")
+    if "call" in used.private:
+        raise _private(checker, e, used, "call")
+    if signature is None:
+        raise checker.error("E0208", f"'{used.use.block}' has no unnamed def to chain", first.span)
+    bind = dict(zip(used.indices, used.use.bind, strict=True))
+    rest = ast.Call(e.name, None, None, e.arguments[1:], e.span)
+    call = _call(checker, rest, signature, bind, use=name)
+    assert isinstance(call, CallBlock)
+    if set(call.free) != set(call.args[0].free):
+        raise checker.error(
+            "E0502", f"a block of a chain must give what it takes, and '{used.use.block}' does not", e.span,
+            f"takes {_shown(call.args[0].free)}, gives {_shown(call.free)}",
+            notes=[(signature.span, "declared here")],
+        )
+    return Chain(e.span, call.free, call.kind, call.of, use=name, index=axis, args=call.args)
+
+
+def _shown(axes: tuple[Axis, ...]) -> str:
+    return f"[{', '.join(map(str, axes))}]"
+
+
+def bound_axis(axis: Axis, bind: dict[Index, Axis]) -> Axis:
+    """A callee's axis as the caller knows it."""
+    if isinstance(axis, Index):
+        return bind.get(axis, axis)
+    parts = tuple(bound_axis(p, bind) for p in axis.parts)
+    return Sum(parts) if isinstance(axis, Sum) else Product(parts)
+
+
+def _call(
+    checker: Checker,
+    e: ast.Call,
+    signature: Signature,
+    bind: dict[Index, Axis],
+    *,
+    fn: str = "",
+    use: str | None = None,
+    method: str = "call",
+    pick: Expr | None = None,
+) -> Expr:
+    """Match arguments with formals. What an argument ranges over beyond its formal is carried
+    through by name."""
+    name = e.name.text
+    if len(e.arguments) != len(signature.formals):
+        wanted = ", ".join(f.name for f in signature.formals)
+        raise checker.error(
+            "E0501",
+            f"'{name}' takes {len(signature.formals)} argument{'s' * (len(signature.formals) != 1)}, not {len(e.arguments)}",
+            e.span, f"expected ({wanted})", notes=[(signature.span, "declared here")],
+        )
+    args = checker.all(e.arguments)
+    lifted: list[Axis] = list(pick.free) if pick is not None else []
+    for formal, arg in zip(signature.formals, args, strict=True):
+        wanted_axes = [bound_axis(a, bind) for a in formal.axes]
+        for axis in wanted_axes:
+            if axis not in arg.free:
+                raise checker.error(
+                    "E0403", f"'{name}' works on '{axis}', which this argument does not range over", arg.span,
+                    f"ranges over {_shown(arg.free)}", notes=[(formal.span, "declared here")],
+                )
+        of = bound_axis(formal.of, bind) if formal.of is not None else None
+        if of is not None and arg.of is not of:
+            raise checker.error(
+                "E0404", f"positions of '{of}' are expected here", arg.span, notes=[(formal.span, "declared here")]
+            )
+        if arg.kind == "bool":
+            raise checker.error("E0602", "a number is expected here", arg.span, "this is a truth value")
+        lifted += [a for a in arg.free if a not in wanted_axes and a not in lifted]
+    results = [bound_axis(a, bind) for a in signature.result_axes]
+    clash = [a for a in results if a in lifted]
+    if clash:
+        raise checker.error(
+            "E0409", f"the result of '{name}' ranges over '{clash[0]}', and so does an argument", e.span,
+            hint="declare a second index of the same extent",
+        )
+    free = (*lifted, *results)
+    result_of = bound_axis(signature.result_of, bind) if signature.result_of is not None else None
+    of = result_of if isinstance(result_of, Index) else None
+    kind = "index" if of is not None else "number"
+    if fn:
+        return CallFn(e.span, free, kind, of, fn=fn, target=checker.scope.unit.visible[fn], bind=tuple(bind.items()), args=tuple(args))
+    return CallBlock(e.span, free, kind, of, use=use, method=method, pick=pick, args=tuple(args))
+
+
+__all__ = ["BUILTINS", "Signature", "Used", "atoms", "bound_axis", "check_call"]

@@ -1,0 +1,374 @@
+"""Compile-time values: constants, where they come from, and the extents made of them.
+
+A constant is a number, a truth value, a text or null. Its value comes, in this order, from
+``--set``, the checkpoint's ``config.json``, a chosen preset, the default preset (only where no
+checkpoint is given: the sizes of the published model are not those of somebody's checkpoint), and
+its declaration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from dsl import syntax as ast
+from dsl.diagnostics import Diagnostics, Span, near
+from dsl.extents import Extent, ExtentError
+
+Constant = Union[int, float, bool, str, None]
+LARGEST = 2**62  # a larger whole number is a slip, and powers of powers must not hang
+MISSING = object()
+
+FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "log": (1, math.log),
+    "exp": (1, math.exp),
+    "sqrt": (1, math.sqrt),
+    "sin": (1, math.sin),
+    "cos": (1, math.cos),
+    "floor": (1, math.floor),
+    "ceil": (1, math.ceil),
+    "abs": (1, abs),
+    "min": (2, min),
+    "max": (2, max),
+}
+NAMED = {"pi": math.pi}
+
+
+class ConstantError(Exception):
+    """A constant expression has no value; carries what the diagnostic says."""
+
+    def __init__(self, code: str, message: str, span: Span, hint: str = ""):
+        super().__init__(message)
+        self.code, self.message, self.span, self.hint = code, message, span, hint
+
+    def report(self, found: Diagnostics) -> None:
+        found.error(self.code, self.message, self.span, hint=self.hint)
+
+
+Lookup = Callable[[str, Span], Constant]
+SizeOf = Callable[[str, Span], Constant]
+
+
+def evaluate(
+    expr: ast.Expr,
+    lookup: Lookup,
+    size: SizeOf,
+    functions: Mapping[str, ast.ConstFn] = {},
+    level: int = 0,
+) -> Constant:
+    """The value of a constant expression.
+
+    Raises:
+        ConstantError: unknown names, arithmetic that has no result, values of the wrong kind.
+    """
+
+    def go(e: ast.Expr) -> Constant:
+        return evaluate(e, lookup, size, functions, level)
+
+    match expr:
+        case ast.Literal(value=value):
+            if isinstance(value, float) and math.isnan(value):
+                raise ConstantError("E0104", "this number is too long", expr.span)
+            return value
+        case ast.Ref(name=name, member=None, subscripts=None):
+            return lookup(name.text, name.span)
+        case ast.Group() if expr.inner is not None:
+            return go(expr.inner)
+        case ast.Choose(condition=condition, then=then, otherwise=otherwise):
+            return go(then) if go(condition) else go(otherwise)
+        case ast.Unary(op="not", operand=operand):
+            return not go(operand)
+        case ast.Unary(operand=operand):
+            return -_number(go(operand), operand.span)
+        case ast.Binary(op="and", left=left, right=right):
+            return bool(go(left)) and bool(go(right))
+        case ast.Binary(op="or", left=left, right=right):
+            return bool(go(left)) or bool(go(right))
+        case ast.Binary(op=op, left=left, right=right):
+            return _binary(op, go(left), go(right), left.span, right.span, expr.span)
+        case ast.Call(name=name, member=None, subscripts=None, arguments=arguments):
+            if name.text == "size" and len(arguments) == 1:
+                match arguments[0]:
+                    case ast.Ref(name=index, member=None, subscripts=None):
+                        return size(index.text, index.span)
+                raise ConstantError("E0301", "size() takes the name of an index", expr.span)
+            if name.text in functions:
+                return _call(functions[name.text], [go(a) for a in arguments], expr, lookup, size, functions, level)
+            if name.text in FUNCTIONS:
+                arity, fn = FUNCTIONS[name.text]
+                if len(arguments) != arity:
+                    raise ConstantError(
+                        "E0301", f"{name.text} takes {arity} argument{'s' * (arity > 1)}", expr.span
+                    )
+                return _arithmetic(fn, [_number(go(a), a.span) for a in arguments], expr.span)
+            raise ConstantError(
+                "E0207", f"no function of constants is called '{name.text}'", name.span,
+                near(name.text, [*functions, *FUNCTIONS, "size"]),
+            )
+    raise ConstantError("E0301", "this has no value when the model is compiled", expr.span)
+
+
+def _call(
+    fn: ast.ConstFn, values: list[Constant], call: ast.Call, lookup: Lookup, size: SizeOf,
+    functions: Mapping[str, ast.ConstFn], level: int,
+) -> Constant:
+    if len(values) != len(fn.formals):
+        raise ConstantError("E0301", f"{fn.name.text} takes {len(fn.formals)} arguments", call.span)
+    if level > 20:
+        raise ConstantError("E0302", f"'{fn.name.text}' calls itself without end", call.span)
+    own = {f.text: v for f, v in zip(fn.formals, values, strict=True)}
+
+    def look(name: str, span: Span) -> Constant:
+        return own[name] if name in own else lookup(name, span)
+
+    return evaluate(fn.value, look, size, functions, level + 1)
+
+
+def _number(value: Constant, span: Span) -> int | float:
+    if isinstance(value, (int, float)):
+        return value
+    shown = "null" if value is None else repr(value)
+    raise ConstantError("E0303", f"this is {shown}, not a number", span)
+
+
+def _binary(op: str, left: Constant, right: Constant, at: Span, other: Span, span: Span) -> Constant:
+    if op == "==":
+        return left == right
+    if op == "!=":
+        return left != right
+    a, b = _number(left, at), _number(right, other)
+    match op:
+        case "+":
+            return _arithmetic(lambda: a + b, [], span)
+        case "-":
+            return _arithmetic(lambda: a - b, [], span)
+        case "*":
+            return _arithmetic(lambda: a * b, [], span)
+        case "/":
+            if isinstance(a, int) and isinstance(b, int) and b and a % b == 0:
+                return a // b
+            return _arithmetic(lambda: a / b, [], span)
+        case "^":
+            if isinstance(a, int) and isinstance(b, int) and b >= 0:
+                if b > 64 and abs(a) > 1:
+                    raise ConstantError("E0303", f"{a}^{b} is too large", span)
+                return _arithmetic(lambda: a**b, [], span)
+            return _arithmetic(lambda: math.pow(a, b), [], span)
+    return {"<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b}[op]
+
+
+def _arithmetic(fn: Callable[..., Any], values: list[Any], span: Span) -> Constant:
+    try:
+        result: Constant = fn(*values)
+    except ZeroDivisionError:
+        raise ConstantError("E0303", "this divides by zero", span) from None
+    except (ValueError, OverflowError):
+        raise ConstantError("E0303", "this has no finite value", span) from None
+    if isinstance(result, int) and abs(result) > LARGEST:
+        raise ConstantError("E0303", "this number is too large", span)
+    return result
+
+
+def polynomial(expr: ast.Expr, name: Callable[[str, Span], Extent], size: Callable[[str, Span], Extent]) -> Extent:
+    """An extent from an expression of constants, ``+ - * /`` and ``size(index)``.
+
+    Raises:
+        ConstantError: anything else stands in it.
+    """
+
+    def go(e: ast.Expr) -> Extent:
+        return polynomial(e, name, size)
+
+    try:
+        match expr:
+            case ast.Literal(value=int(value)) if not isinstance(expr.value, bool):
+                return Extent.of(value)
+            case ast.Ref(name=ref, member=None, subscripts=None):
+                return name(ref.text, ref.span)
+            case ast.Group() if expr.inner is not None:
+                return go(expr.inner)
+            case ast.Unary(op="-", operand=operand):
+                return -go(operand)
+            case ast.Binary(op="+", left=left, right=right):
+                return go(left) + go(right)
+            case ast.Binary(op="-", left=left, right=right):
+                return go(left) - go(right)
+            case ast.Binary(op="*", left=left, right=right):
+                return go(left) * go(right)
+            case ast.Binary(op="/", left=left, right=right):
+                return go(left) / go(right)
+            case ast.Call(name=ast.Name(text="size"), arguments=(ast.Ref(name=index, subscripts=None),)):
+                return size(index.text, index.span)
+    except ExtentError as error:
+        raise ConstantError("E0304", str(error), expr.span) from None
+    raise ConstantError(
+        "E0304", "an extent is made of whole numbers, constants, + - * / and size(index)", expr.span,
+        "give the value a name: const n = ...",
+    )
+
+
+# -- the constants of a program --------------------------------------------------------------------
+
+
+@dataclass
+class Choices:
+    """What the user chose: ``--set``, the checkpoint's config.json, ``--dims``."""
+
+    set: Mapping[str, Constant] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+    preset: str | None = None
+
+
+class Constants:
+    """The values of all constants of a program, each computed when it is first asked for."""
+
+    def __init__(
+        self,
+        declared: Mapping[str, ast.ConstDecl],
+        functions: Mapping[str, ast.ConstFn],
+        presets: Mapping[str, ast.Dims],
+        choices: Choices,
+        found: Diagnostics,
+    ):
+        self.declared = declared
+        self.functions = functions
+        self.choices = choices
+        self.settings = self._settings(presets, found)
+        self.set = self._chosen(found)
+        self._values: dict[str, Constant] = {}
+        self._open: list[str] = []
+
+    def _settings(self, presets: Mapping[str, ast.Dims], found: Diagnostics) -> dict[str, ast.Setting]:
+        """The chosen preset over the ones it changes."""
+        chosen = presets.get(self.choices.preset) if self.choices.preset else None
+        if chosen is None and self.choices.config is None:
+            chosen = next((p for p in presets.values() if p.default), None)
+        chain: list[ast.Dims] = []
+        while chosen is not None and chosen not in chain:
+            chain.append(chosen)
+            chosen = presets.get(chosen.base.text) if chosen.base else None
+        out: dict[str, ast.Setting] = {}
+        for preset in reversed(chain):
+            out |= {s.name.text: s for s in preset.settings if s.name.text in self.declared}
+        return out
+
+    def _chosen(self, found: Diagnostics) -> dict[str, Constant]:
+        """``--set`` by constant name or by any of its config keys."""
+        by_key = {key: name for name, decl in self.declared.items() for key in decl.keys}
+        out: dict[str, Constant] = {}
+        for given, value in self.choices.set.items():
+            name = given if given in self.declared else by_key.get(given)
+            if name is None:
+                hint = near(given, [*self.declared, *by_key])
+                found.error("E0306", f"--set {given}: no constant or config key has this name", None, hint=hint)
+            else:
+                out[name] = value
+        return out
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.declared
+
+    def value(self, name: str, span: Span) -> Constant:
+        """The constant's value.
+
+        Raises:
+            ConstantError: it has none, or depends on itself.
+        """
+        if name in NAMED and name not in self.declared:
+            return NAMED[name]
+        if name not in self.declared:
+            raise ConstantError(
+                "E0204", f"no constant is called '{name}'", span, near(name, [*self.declared, *NAMED])
+            )
+        if name not in self._values:
+            if name in self._open:
+                circle = " -> ".join([*self._open[self._open.index(name) :], name])
+                raise ConstantError("E0302", f"'{name}' depends on itself: {circle}", self.declared[name].span)
+            self._open.append(name)
+            try:
+                self._values[name] = self._compute(name, span)
+            finally:
+                self._open.pop()
+        return self._values[name]
+
+    def _compute(self, name: str, span: Span) -> Constant:
+        decl = self.declared[name]
+        if name in self.set:
+            return self.set[name]
+        if self.choices.config is not None:
+            for key in decl.keys:
+                value = _config_value(self.choices.config, key)
+                if value is not None:
+                    if not isinstance(value, (int, float, str)):
+                        raise ConstantError(
+                            "E0307", f"config.json: {key} is a {type(value).__name__}, not a number, text or truth value",
+                            decl.span,
+                        )
+                    return value
+        if name in self.settings:
+            return self._evaluate(self.settings[name].value)
+        if decl.value is not None:
+            return self._evaluate(decl.value)
+        if self.choices.config is not None:
+            raise ConstantError(
+                "E0301", f"config.json has no {' or '.join(decl.keys)}, which '{name}' needs", decl.span,
+                f"--set {name}=... gives it a value",
+            )
+        raise ConstantError(
+            "E0301", f"'{name}' has no value", decl.span,
+            f"give it with --set {name}=..., a preset, or a checkpoint whose config.json has {decl.keys[0]}",
+        )
+
+    def _evaluate(self, expr: ast.Expr) -> Constant:
+        return evaluate(expr, self.value, _no_size, self.functions)
+
+
+def _no_size(name: str, span: Span) -> Constant:
+    raise ConstantError("E0206", f"no index '{name}' is known here", span)
+
+
+def _config_value(config: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key; null, and a path through what is not a section, count as absent."""
+    at: Any = config
+    for part in key.split("."):
+        if not isinstance(at, Mapping):
+            return None
+        at = at.get(part)
+    return at
+
+
+def check_requirements(
+    requirements: list[ast.Require], constants: Constants, found: Diagnostics
+) -> None:
+    """``require``: what config.json or the constants must say for this file to be the right maths."""
+    for need in requirements:
+        if need.condition is not None:
+            try:
+                if not evaluate(need.condition, constants.value, _no_size, constants.functions):
+                    found.error("E0305", f"this does not hold: {_text(need.condition.span)}", need.condition.span)
+            except ConstantError as error:
+                error.report(found)
+            continue
+        if constants.choices.config is None:
+            continue
+        for key in need.keys:
+            value = _config_value(constants.choices.config, key)
+            allowed = [literal.value for literal in need.allowed]
+            if value is None or any(value == a and type(value) is type(a) for a in allowed):
+                continue
+            wanted = " or ".join(_shown(a) for a in allowed)
+            found.error(
+                "E0305", f"config.json: {key} is {_shown(value)}, and this model is written for {wanted}",
+                need.span, "required here",
+            )
+
+
+def _shown(value: Any) -> str:
+    return {True: "true", False: "false", None: "null"}.get(value, repr(value).replace("'", '"')) \
+        if isinstance(value, (bool, str, type(None))) else str(value)
+
+
+def _text(span: Span) -> str:
+    return span.text

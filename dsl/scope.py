@@ -1,0 +1,322 @@
+"""What names mean: indices, constants, blocks and functions, as one file or block sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dsl import syntax as ast
+from dsl.constants import NAMED, ConstantError, polynomial
+from dsl.diagnostics import Diagnostics, Span, near
+from dsl.extents import Extent
+from dsl.files import Library, Unit
+from dsl.typed import Axis, Index, Product, Sum
+
+if TYPE_CHECKING:
+    from dsl.calls import Signature
+
+
+class Failed(Exception):
+    """A mistake has been reported; what depends on it is left out."""
+
+
+def size_name(index: str) -> str:
+    """The symbol of a formal index's extent, until a use binds it."""
+    return f"size({index})"
+
+
+def setting_name(setting: str, owner: str) -> str:
+    """The symbol of a block setting in extents, until a use gives it a value."""
+    return f"{setting}@{owner}"
+
+
+@dataclass
+class ConstScope:
+    """What a constant expression inside a block or function can name.
+
+    ``local`` are its own ``const``s; ``settings`` belong to ``owner``; the rest are the program's.
+    """
+
+    owner: str
+    functions: Mapping[str, ast.ConstFn]
+    local: dict[str, ast.ConstDecl] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+    indices: dict[str, Index] = field(default_factory=dict)
+
+
+class Scope:
+    """Names visible in one place; ``parent`` is the enclosing place (def in block in file)."""
+
+    def __init__(self, context: Context, unit: Unit, owner: str, parent: Scope | None = None):
+        self.context = context
+        self.unit = unit
+        self.owner = owner
+        self.parent = parent
+        self.indices: dict[str, Index] = {}
+        self.found: Diagnostics = parent.found if parent is not None else context.found
+        if parent is None:
+            functions = {n: d for n, (d, _) in unit.visible.items() if isinstance(d, ast.ConstFn)}
+            self.consts = ConstScope(owner, functions)
+        else:
+            up = parent.consts
+            self.consts = ConstScope(
+                owner, up.functions, dict(up.local), up.settings, dict(up.indices)
+            )
+
+    # -- indices ---------------------------------------------------------------------------------
+
+    def find_index(self, name: str) -> Index | None:
+        if name in self.indices:
+            return self.indices[name]
+        if self.parent is not None:
+            return self.parent.find_index(name)
+        if name in self.unit.indices:
+            return self.context.file_index(self.unit, name)
+        return None
+
+    def known_indices(self) -> list[str]:
+        mine = list(self.indices)
+        return mine + (self.parent.known_indices() if self.parent else list(self.unit.indices))
+
+    def index(self, name: ast.Name) -> Index:
+        """The index called ``name``.
+
+        Raises:
+            Failed: there is none (reported).
+        """
+        index = self.find_index(name.text)
+        if index is None:
+            if not self.is_broken(name.text):
+                hint = near(name.text, self.known_indices())
+                if not hint and name.text in self.context.constants:
+                    hint = f"'{name.text}' is a constant; give an index this extent: index i : {name.text}"
+                self.found.error("E0206", f"no index is called '{name.text}'", name.span, hint=hint)
+            raise Failed
+        return index
+
+    def add_index(self, index: Index, span: Span | None) -> None:
+        before = self.indices.get(index.name)
+        if before is not None:
+            self.found.error(
+                "E0203", f"index '{index.name}' is declared twice", span,
+                notes=[(before.span, "first declared here")],
+            )
+        self.indices[index.name] = index
+        self.consts.indices[index.name] = index
+
+    def declare(self, decl: ast.IndexDecl) -> None:
+        """Enter an ``index`` declaration."""
+        try:
+            self.add_index(self.build_index(decl), decl.name.span)
+        except Failed:
+            # Stands in for the broken one, so that its uses are no further mistakes.
+            self.indices[decl.name.text] = Index(decl.name.text, Extent.name(f"?{decl.name.text}"), span=decl.span)
+
+    def build_index(self, decl: ast.IndexDecl) -> Index:
+        name = decl.name.text
+        match decl.kind:
+            case "time":
+                return self.context.time(name, decl.name.span)
+            case "history":
+                assert decl.of is not None
+                of = self.index(decl.of)
+                if of.kind != "time":
+                    self.found.error(
+                        "E0411", f"a history belongs to a time index, and '{of.name}' is none", decl.of.span,
+                        notes=[(of.span, "declared here")], hint=f"index {of.name} : time",
+                    )
+                    raise Failed
+                return self.context.history(name, of, decl.name.span)
+            case "alias":
+                assert decl.alias is not None
+                axis = self.axis(decl.alias)
+                return Index(name, axis.size, span=decl.name.span, alias=axis)
+            case "range":
+                assert decl.start is not None and decl.size is not None
+                start, stop = self.extent(decl.start), self.extent(decl.size)
+                return Index(name, stop - start, span=decl.name.span, start=start)
+        assert decl.size is not None
+        return Index(name, self.extent(decl.size), span=decl.name.span)
+
+    def axis(self, subscript: ast.Subscript) -> Axis:
+        """A declared axis: an index, ``n|j`` or ``(h, n)``."""
+        if subscript.to is not None:
+            self.found.error("E0401", "'->' belongs to top and argtop", subscript.span)
+            raise Failed
+        if len(subscript.parts) > 1:
+            return Sum(tuple(self.axis_of(p) for p in subscript.parts))
+        return self.axis_of(subscript.parts[0])
+
+    def axis_of(self, expr: ast.Expr) -> Axis:
+        match expr:
+            case ast.Ref(name=name, member=None, subscripts=None):
+                return self.index(name)
+            case ast.Group(items=items) if len(items) > 1:
+                return Product(tuple(self.axis(i) for i in items))
+            case ast.Group(items=(only,)):
+                return self.axis(only)
+        self.found.error(
+            "E0401", "an index is expected here", expr.span,
+            hint="declare one: index i : 8" if isinstance(expr, ast.Literal) else "",
+        )
+        raise Failed
+
+    def axes(self, subscripts: tuple[ast.Subscript, ...]) -> tuple[Axis, ...]:
+        """The declared axes of a value; each index at most once."""
+        axes: list[Axis] = []
+        seen: dict[Index, Span] = {}
+        failed = False
+        for subscript in subscripts:
+            try:
+                axis = self.axis(subscript)
+            except Failed:
+                failed = True
+                continue
+            for index in atoms(axis):
+                if index in seen:
+                    self.found.error(
+                        "E0409", f"'{index.name}' stands twice among the indices of one value", subscript.span,
+                        notes=[(seen[index], "it stands here already")],
+                        hint="declare a second index of the same extent",
+                    )
+                    failed = True
+                seen[index] = subscript.span
+            axes.append(axis)
+        if failed:
+            raise Failed
+        return tuple(axes)
+
+    # -- constants and extents -------------------------------------------------------------------
+
+    def is_constant(self, name: str) -> bool:
+        return (
+            name in self.consts.local
+            or name in self.consts.settings
+            or name in self.context.constants
+            or name in NAMED
+        )
+
+    def extent(self, expr: ast.Expr) -> Extent:
+        """The extent that an expression spells.
+
+        Raises:
+            Failed: it spells none (reported).
+        """
+        try:
+            return polynomial(expr, self._extent_name, self._extent_size)
+        except ConstantError as error:
+            if not (isinstance(expr, ast.Ref) and self.is_broken(expr.name.text)):
+                error.report(self.found)
+            raise Failed from None
+
+    def _extent_name(self, name: str, span: Span) -> Extent:
+        if name in self.consts.local:
+            decl = self.consts.local[name]
+            assert decl.value is not None
+            return polynomial(decl.value, self._extent_name, self._extent_size)
+        if name in self.consts.settings:
+            return Extent.name(setting_name(name, self.consts.owner.split(".")[0]))
+        if name in self.context.constants:
+            return self.context.constant_extent(name)
+        hint = near(name, [*self.consts.local, *self.consts.settings, *self.context.constants])
+        if self.find_index(name) is not None:
+            hint = f"the extent of index '{name}' is size({name})"
+        raise ConstantError("E0204", f"no constant is called '{name}'", span, hint)
+
+    def _extent_size(self, name: str, span: Span) -> Extent:
+        return self.index(ast.Name(name, span)).extent
+
+    # -- blocks and functions --------------------------------------------------------------------
+
+    def is_broken(self, name: str) -> bool:
+        """Was ``name`` declared where the file does not parse, or in a file that is missing?"""
+        return name in self.unit.broken or "*" in self.unit.broken
+
+
+class Context:
+    """One program being checked: its files, its constants' names, its time axes."""
+
+    def fn_signature(self, name: str, unit: Unit) -> Signature:
+        raise NotImplementedError  # the checker of blocks and functions knows
+
+    def __init__(self, library: Library, found: Diagnostics):
+        self.library = library
+        self.found = found
+        self.constants = _constants(library, found)
+        self._times: dict[str, Index] = {}
+        self._histories: dict[str, Index] = {}
+        self._file_indices: dict[tuple[int, str], Index] = {}
+        self._file_scopes: dict[int, Scope] = {}
+        self._extents: dict[str, Extent] = {}
+
+    def file_scope(self, unit: Unit) -> Scope:
+        return self._file_scopes.setdefault(id(unit), Scope(self, unit, ""))
+
+    def file_index(self, unit: Unit, name: str) -> Index:
+        """An index declared at a file's top level, made once."""
+        key = (id(unit), name)
+        if key not in self._file_indices:
+            decl = unit.indices[name]
+            try:
+                index = self.file_scope(unit).build_index(decl)
+            except (Failed, RecursionError):
+                index = Index(name, Extent.name(f"?{name}"), span=decl.span)
+            self._file_indices[key] = index
+        return self._file_indices[key]
+
+    def time(self, name: str, span: Span) -> Index:
+        """There is one time axis of each name, whichever file declares it."""
+        if name not in self._times:
+            self._times[name] = Index(name, Extent.name("time"), "time", span)
+        return self._times[name]
+
+    def history(self, name: str, of: Index, span: Span) -> Index:
+        if name not in self._histories:
+            self._histories[name] = Index(name, Extent.name("history"), "history", span, of=of)
+        return self._histories[name]
+
+    def constant_extent(self, name: str) -> Extent:
+        """A constant's symbol, or the polynomial it is declared to be."""
+        if name not in self._extents:
+            decl = self.constants[name]
+            self._extents[name] = Extent.name(name)  # also ends a circle of definitions
+            if not decl.keys and decl.value is not None and not isinstance(decl.value, ast.Literal):
+                scope = self.file_scope(self.library.root)
+                try:
+                    self._extents[name] = polynomial(decl.value, scope._extent_name, scope._extent_size)
+                except (ConstantError, Failed):
+                    pass
+        return self._extents[name]
+
+
+def atoms(axis: Axis) -> list[Index]:
+    """The indices that an axis is made of."""
+    if isinstance(axis, Index):
+        return [axis]
+    return [i for part in axis.parts for i in atoms(part)]
+
+
+def _constants(library: Library, found: Diagnostics) -> dict[str, ast.ConstDecl]:
+    """Constants by name. The file that was asked for has the last word; elsewhere one meaning each."""
+    out: dict[str, tuple[ast.ConstDecl, Unit]] = {}
+    for declaration, unit in library.declarations(ast.ConstDecl):
+        assert isinstance(declaration, ast.ConstDecl)
+        name = declaration.name.text
+        before = out.get(name)
+        if before is not None and (before[1] is unit or unit is not library.root):
+            same = before[1] is not unit and _same(before[0], declaration)
+            if not same:
+                found.error(
+                    "E0203", f"constant '{name}' is declared twice", declaration.name.span,
+                    notes=[(before[0].name.span, "first declared here")],
+                )
+                continue
+        if name in NAMED:
+            found.error("E0203", f"'{name}' is the number {NAMED[name]:.6}...", declaration.name.span)
+        out[name] = (declaration, unit)
+    return {name: decl for name, (decl, _) in out.items()}
+
+
+def _same(a: ast.ConstDecl, b: ast.ConstDecl) -> bool:
+    return a.keys == b.keys and a.span.text == b.span.text

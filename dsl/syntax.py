@@ -1,0 +1,359 @@
+"""The syntax tree of a ``.arch`` file: what the grammar builds and the checker reads.
+
+Nothing here knows what a name means. Every node has a span; expressions also know how deep they are,
+so that no later stage recurses past what Python can bear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+from dsl.diagnostics import Span
+
+MAX_DEPTH = 120  # nesting of expressions and of braces
+
+
+@dataclass(frozen=True)
+class Name:
+    text: str
+    span: Span
+
+
+# -- expressions -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A number, a quoted text, ``true``, ``false``, ``inf`` or ``null`` (None)."""
+
+    value: int | float | str | bool | None
+    span: Span
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Subscript:
+    """One place in brackets: ``t``, ``n|j`` (several parts), ``(g,m)``, ``pick[k]``, ``m -> i``."""
+
+    parts: tuple[Expr, ...]
+    to: Name | None
+    span: Span
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Ref:
+    """``x``, ``x[t,d]``, ``child.name``."""
+
+    name: Name
+    member: Name | None
+    subscripts: tuple[Subscript, ...] | None
+    span: Span
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """``f(x)``, ``rotary[j](x[j], at)``, ``sum[k](w[k])``, ``expert[pick[k]](x[d])``."""
+
+    name: Name
+    member: Name | None
+    subscripts: tuple[Subscript, ...] | None
+    arguments: tuple[Expr, ...]
+    span: Span
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parentheses: one expression, or in subscripts a product of indices."""
+
+    items: tuple[Subscript, ...]
+    span: Span
+    depth: int = 1
+
+    @property
+    def inner(self) -> Expr | None:
+        """The expression in plain parentheses; None if this is a product of indices."""
+        if len(self.items) == 1 and len(self.items[0].parts) == 1 and self.items[0].to is None:
+            return self.items[0].parts[0]
+        return None
+
+
+@dataclass(frozen=True)
+class Unary:
+    op: str  # "-", "not"
+    operand: Expr
+    span: Span
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Binary:
+    op: str  # + - * / ^ and or <= < >= > == !=
+    left: Expr
+    right: Expr
+    span: Span
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Choose:
+    """``if c then a else b``: decided when the model is compiled."""
+
+    condition: Expr
+    then: Expr
+    otherwise: Expr
+    span: Span
+    depth: int = 1
+
+
+Expr = Union[Literal, Ref, Call, Group, Unary, Binary, Choose]
+
+
+# -- statements and members ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ConstDecl:
+    """``const name = config a.b, c else 1`` or ``const name = expr``."""
+
+    name: Name
+    keys: tuple[str, ...]
+    value: Expr | None
+    span: Span
+
+
+@dataclass(frozen=True)
+class ConstFn:
+    name: Name
+    formals: tuple[Name, ...]
+    value: Expr
+    span: Span
+
+
+@dataclass(frozen=True)
+class IndexDecl:
+    """One index. ``kind``: time, history (``of``), size (``size``), range (``start .. size``), alias."""
+
+    name: Name
+    kind: str
+    span: Span
+    size: Expr | None = None
+    start: Expr | None = None
+    of: Name | None = None
+    alias: Subscript | None = None
+
+
+@dataclass(frozen=True)
+class ParamDecl:
+    name: Name
+    subscripts: tuple[Subscript, ...]
+    dtype: Name | None
+    role: str  # param, state
+    span: Span
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: Name
+    value: Expr
+    span: Span
+
+
+@dataclass(frozen=True)
+class UseDecl:
+    """``use expert[e] = SwiGLU[d, f](eps = 1e-6)``."""
+
+    name: Name
+    array: Name | None
+    block: Name
+    indices: tuple[Name, ...]
+    settings: tuple[Setting, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Formal:
+    """``x[t,d]``, ``token[t] of w``, ``after[t] = token[t + 1]``."""
+
+    name: Name
+    subscripts: tuple[Subscript, ...]
+    of: Name | None
+    value: Expr | None
+    span: Span
+
+
+@dataclass(frozen=True)
+class Result:
+    name: Name
+    subscripts: tuple[Subscript, ...]
+    of: Name | None
+    dtype: Name | None
+    span: Span
+
+
+@dataclass(frozen=True)
+class Equation:
+    kind: str  # plain, let, cached
+    name: Name
+    subscripts: tuple[Subscript, ...]
+    dtype: Name | None
+    value: Expr
+    span: Span
+
+
+@dataclass(frozen=True)
+class If:
+    """A compile-time choice between statements or members."""
+
+    condition: Expr
+    then: tuple[Item, ...]
+    otherwise: tuple[Item, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Def:
+    """A function of a block. ``name`` is ``call`` for the unnamed one."""
+
+    name: Name
+    formals: tuple[Formal, ...]
+    result: Result
+    body: tuple[Item, ...]
+    span: Span
+
+
+Item = Union[IndexDecl, ConstDecl, ParamDecl, UseDecl, Def, Equation, If]
+
+
+# -- declarations ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Import:
+    path: str  # std.mla, or a neighbouring file's name
+    names: tuple[Name, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Fn:
+    """A function outside blocks: no parameters of its own, inlined where it is called."""
+
+    name: Name
+    indices: tuple[Name, ...]
+    formals: tuple[Formal, ...]
+    result: Result
+    body: tuple[Item, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Block:
+    """``block`` or ``model`` (which takes no indices and has entry points)."""
+
+    name: Name
+    indices: tuple[Name, ...]
+    settings: tuple[Setting, ...]
+    members: tuple[Item, ...]
+    span: Span
+    is_model: bool = False
+
+
+@dataclass(frozen=True)
+class Require:
+    """``require config key = "a" | "b"`` (keys, allowed) or ``require expr`` (condition)."""
+
+    keys: tuple[str, ...]
+    allowed: tuple[Literal, ...]
+    condition: Expr | None
+    span: Span
+
+
+@dataclass(frozen=True)
+class Dims:
+    """A preset. ``base`` is the preset it changes; ``default`` holds where nothing is chosen."""
+
+    name: Name
+    base: Name | None
+    default: bool
+    settings: tuple[Setting, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class NameEntry:
+    name: Name
+    array: Name | None
+    template: Literal
+    span: Span
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a checkpoint keeps the tensors of one block type."""
+
+    block: Name
+    entries: tuple[NameEntry, ...]
+    ignored: tuple[Literal, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class ClusterSetting:
+    name: Name
+    value: Expr
+    source: str | None
+    span: Span
+
+
+@dataclass(frozen=True)
+class Cluster:
+    name: Name
+    settings: tuple[ClusterSetting, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format: element type, tile, scale type."""
+
+    name: Name
+    settings: tuple[Setting, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One line of a deployment; its parts depend on the kind."""
+
+    kind: str
+    parts: tuple[object, ...]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Deploy:
+    name: Name
+    model: Name
+    cluster: Name | None
+    clauses: tuple[Clause, ...]
+    span: Span
+
+
+Declaration = Union[
+    Import, ConstDecl, ConstFn, IndexDecl, Require, Fn, Block, Names, Dims, Cluster, Format, Deploy
+]
+
+
+@dataclass(frozen=True)
+class File:
+    """A parsed file. ``broken`` are names declared in parts that did not parse: using one of them
+    is no second mistake."""
+
+    edition: int | None
+    declarations: tuple[Declaration, ...]
+    broken: frozenset[str]
+    span: Span

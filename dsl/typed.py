@@ -1,0 +1,337 @@
+"""The checked model: every name resolved, every summation explicit. What the compiler reads.
+
+A block is checked for itself, with its own indices standing for whatever a use binds them to, and
+once for each way its compile-time ``if`` conditions can turn out. Dims of values are ``Axis``es: an
+index, a sum of indices (``n|j``), or a product. Two axes are the same only if they are the same
+declaration: extents that happen to agree prove nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Union
+
+from dsl import syntax as ast
+from dsl.diagnostics import Span
+from dsl.extents import Extent
+
+# -- indices ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """A declared index; identity is the declaration. ``formal`` ones are bound by a use.
+
+    ``alias`` holds what an index like ``e = (g, m)`` stands for.
+    """
+
+    name: str
+    extent: Extent
+    kind: str = "plain"  # plain, time, history
+    span: Span | None = None
+    start: Extent = field(default_factory=lambda: Extent.of(0))
+    formal: bool = False
+    alias: Axis | None = None
+    of: Index | None = None  # a history's time index
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def size(self) -> Extent:
+        return self.extent
+
+
+@dataclass(frozen=True)
+class Sum:
+    """``n|j``: the rows of the parts stacked."""
+
+    parts: tuple[Axis, ...]
+
+    def __str__(self) -> str:
+        return "|".join(map(str, self.parts))
+
+    @property
+    def size(self) -> Extent:
+        return sum((p.size for p in self.parts), Extent.of(0))
+
+
+@dataclass(frozen=True)
+class Product:
+    """``(h, n)``: row-major."""
+
+    parts: tuple[Axis, ...]
+
+    def __str__(self) -> str:
+        return f"({','.join(map(str, self.parts))})"
+
+    @property
+    def size(self) -> Extent:
+        size = Extent.of(1)
+        for part in self.parts:
+            size = size * part.size
+        return size
+
+
+Axis = Union[Index, Sum, Product]
+
+
+# -- expressions -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expr:
+    """``free``: the axes this expression still ranges over, in order of first occurrence.
+
+    ``kind`` is number, bool or index (an index value ``of`` some index). ``constant``: known when
+    the model is compiled, without axes.
+    """
+
+    span: Span
+    free: tuple[Axis, ...]
+    kind: str = "number"
+    of: Index | None = None
+
+
+@dataclass(frozen=True)
+class Scalar(Expr):
+    """A compile-time constant expression; ``names`` are the local constants it may read."""
+
+    value: ast.Expr = None  # type: ignore[assignment]
+    scope: object = None  # what its names mean: constants.Scope
+
+
+# How one declared axis of a value is subscripted.
+
+
+@dataclass(frozen=True)
+class Take:
+    """Along ``axis``; another index of provably equal extent than the declared one renames it."""
+
+    axis: Axis
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one part of a declared sum, itself subscripted."""
+
+    part: Axis
+    inner: Sub
+
+
+@dataclass(frozen=True)
+class Split:
+    """A product (or an index of the product's extent) taken apart."""
+
+    axes: tuple[Axis, ...]
+    inner: tuple[Sub, ...]
+
+
+@dataclass(frozen=True)
+class At:
+    """One fixed position."""
+
+    value: ast.Expr
+    scope: object
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Positions held by an index value."""
+
+    value: Expr
+
+
+Sub = Union[Take, Part, Split, At, Pick]
+
+
+@dataclass(frozen=True)
+class Value(Expr):
+    """A named value, parameter or state, subscripted."""
+
+    name: str = ""
+    role: str = "value"  # value, param, state
+    axes: tuple[Axis, ...] = ()  # as declared
+    subscripts: tuple[Sub, ...] = ()
+
+
+@dataclass(frozen=True)
+class Iota(Expr):
+    """An index used as a number."""
+
+    index: Index = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Position(Expr):
+    """Where in its sequence each token of ``time`` or ``history`` stands."""
+
+    index: Index = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Map(Expr):
+    """An elementwise function; dims are aligned by name."""
+
+    fn: str = ""
+    args: tuple[Expr, ...] = ()
+
+
+@dataclass(frozen=True)
+class Factor:
+    value: Expr
+    divides: bool = False
+
+
+@dataclass(frozen=True)
+class Contraction(Expr):
+    """A chain of ``*`` and ``/``, summed over ``over``."""
+
+    factors: tuple[Factor, ...] = ()
+    over: tuple[Axis, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reduce(Expr):
+    fn: str = ""  # sum, mean, max, min
+    over: tuple[Axis, ...] = ()
+    arg: Expr = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Choice(Expr):
+    """softmax, top, argtop, in_top over one axis (``parts`` if it is an alias of a product)."""
+
+    fn: str = ""
+    over: Index = None  # type: ignore[assignment]
+    to: Index | None = None
+    count: ast.Expr | None = None
+    scope: object = None
+    arg: Expr = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Join(Expr):
+    """``stack[o](a, b)`` along a new index, ``concat[n|j](a, b)`` along a sum."""
+
+    fn: str = ""
+    axis: Axis = None  # type: ignore[assignment]
+    args: tuple[Expr, ...] = ()
+
+
+@dataclass(frozen=True)
+class Broadcast(Expr):
+    axes: tuple[Axis, ...] = ()
+    arg: Expr = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class CallFn(Expr):
+    """A function, inlined. ``bind`` maps its formal indices to the caller's axes."""
+
+    fn: str = ""
+    target: object = None  # the declaration and the file it stands in
+    bind: tuple[tuple[Index, Axis], ...] = ()
+    args: tuple[Expr, ...] = ()
+
+
+@dataclass(frozen=True)
+class CallBlock(Expr):
+    """A def of a used block (``use``), of an array of them at ``pick``, or of this block (no use)."""
+
+    use: str | None = None
+    method: str = "call"
+    pick: Expr | None = None
+    args: tuple[Expr, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chain(Expr):
+    """``chain[a](layers, x)``: each block of the array in turn."""
+
+    use: str = ""
+    index: Index = None  # type: ignore[assignment]
+    args: tuple[Expr, ...] = ()
+
+
+# -- blocks ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Equation:
+    """``name[axes] = value``. ``target`` is the declared axes after products are joined."""
+
+    name: str
+    kind: str  # plain, let, cached
+    axes: tuple[Axis, ...]
+    dtype: str | None
+    value: Expr
+    span: Span
+
+
+@dataclass(frozen=True)
+class Formal:
+    name: str
+    axes: tuple[Axis, ...]
+    of: Index | None
+    span: Span
+    shift_of: str | None = None
+    shift: int = 0
+
+
+@dataclass(frozen=True)
+class Def:
+    name: str
+    formals: tuple[Formal, ...]
+    result: str
+    result_axes: tuple[Axis, ...]
+    result_of: Index | None
+    equations: tuple[Equation, ...]
+    constants: Mapping[str, ast.Expr]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A parameter or state."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    dtype: str  # act, f32
+    role: str
+    span: Span
+
+
+@dataclass(frozen=True)
+class Use:
+    name: str
+    block: str
+    target: object  # the declaration and the file it stands in
+    array: Index | None
+    bind: tuple[Axis, ...]
+    settings: Mapping[str, ast.Expr]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block under one outcome of its conditions. ``formals`` are its indices in order."""
+
+    name: str
+    formals: tuple[Index, ...]
+    settings: Mapping[str, ast.Expr]
+    stored: tuple[Stored, ...]
+    uses: tuple[Use, ...]
+    defs: Mapping[str, Def]
+    scope: object
+    span: Span
+
+
+@dataclass(frozen=True)
+class Fn:
+    name: str
+    formals: tuple[Index, ...]
+    definition: Def
+    scope: object
+    span: Span
