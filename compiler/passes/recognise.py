@@ -17,7 +17,7 @@ one the value is a key too).
 | attribute | type | meaning |
 | --- | --- | --- |
 | ``body`` | str | the graph of the nodes replaced |
-| ``terms`` | ((query, key, over), ...) | score = sum of contract(query, key) over these dims, + .. |
+| ``terms`` | ((query, key, over), ...) | score = sum of contract(query, key) over these dims |
 | ``value`` | int | operand with dims history and what the result keeps; may be a key as well |
 | ``scale`` | float | what the sum is multiplied by (constants folded, wherever they stood) |
 | ``mask`` | None, (least, beyond) or str | visible: everything; where least <= position[time] - |
@@ -37,8 +37,8 @@ one the value is a key too).
 | ``over`` | (str, ...) | dims of operand 0 that the mean runs over |
 | ``eps`` | float | added to the mean |
 | ``gain`` | int or None | operand over ``over``; its product is taken after x is normalised |
-| ``rounds_before_gain`` | bool | x is cast to act before the gain (what ``gain[d] * unit[d]`` says |
-| | | when ``unit`` is act); False: one rounding, at the result |
+| ``rounds_before_gain`` | bool | x is rounded to act before the gain (``unit`` is no |
+| | | f32 value in the source); False: one rounding, at the result |
 
 ``experts``: an array of blocks indexed by picks, and the gate-weighted sum of what they give:
 result = sum over ``picks`` of gate * block[pick](args). Operands: pick, gate, args...
