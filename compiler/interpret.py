@@ -27,6 +27,7 @@ from compiler.ir import Dim, DType, Entry, Graph, Node, Parameter, Program, Type
 from compiler.rules import RuleError, Scope
 from compiler.semantics import MeaningError, Named
 from compiler.signatures import block_rows
+from dsl.diagnostics import Span
 from dsl.extents import ExtentError
 
 Branches = Literal["guard", "then", "otherwise"]
@@ -89,6 +90,7 @@ class Interpreter:
         self.act = act
         self.compute = torch.float64 if act == torch.float64 else torch.float32
         self.sizes = {**program.sizes, **(sizes or {})}
+        self.spans: dict[str, Span | None] = {}  # of each value traced so far
 
     def run(
         self,
@@ -255,7 +257,9 @@ class Frame:
             except (MeaningError, RuleError, ExtentError, RuntimeError, LookupError) as error:
                 raise RunError(f"{self._place(node)}: {error}") from error
             if self.step.trace is not None and node.label:
-                self.step.trace[join(self.path, node.label)] = values[node.name].tensor
+                path = join(self.path, node.label)
+                self.step.trace[path] = values[node.name].tensor
+                self.interpreter.spans[path] = node.span
         return values[self.graph.output]
 
     def _value(self, node: Node, args: list[Named]) -> Named:

@@ -13,7 +13,7 @@ Importing this module does not import torch: ``semantics`` is a name, looked up 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -383,6 +383,29 @@ def holds(when: tuple[str, str, int], sizes: Mapping[str, int]) -> bool:
     if relation == "<":
         return value < number
     return value > number if relation == ">" else value >= number
+
+
+def dims_of(node: Node) -> Iterator[Dim]:
+    """Every dim that a node's type or attributes mention, parts of sums and products included."""
+    yield from with_parts(node.type.dims)
+    if node.type.of:
+        yield from with_parts([node.type.of])
+    yield from with_parts(_mentioned(node.attrs.values()))
+
+
+def with_parts(dims: Iterable[Dim]) -> Iterator[Dim]:
+    """These dims, each before its parts."""
+    for dim in dims:
+        yield dim
+        yield from with_parts(dim.parts)
+
+
+def _mentioned(values: Iterable[Any]) -> Iterator[Dim]:
+    for value in values:
+        if isinstance(value, Dim):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _mentioned(value)
 
 
 def scopes(program: Program) -> Iterator[tuple[Scope, Graph]]:

@@ -8,7 +8,7 @@ a pass kept the *meaning* is ``compiler/equivalence.py``'s to say.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
@@ -162,7 +162,7 @@ def _form(program: Program, graph: Graph) -> Iterator[Problem]:
         for message in _node(program, graph, node, seen):
             yield Problem(graph.name, message, node)
         seen.add(node.name)
-        for dim in _dims(node):
+        for dim in spec.dims_of(node):
             if dims.setdefault(dim.name, dim) != dim:
                 message = f"dim {dim.name} is {describe(dims[dim.name])} and {describe(dim)}"
                 yield Problem(graph.name, message, node)
@@ -251,19 +251,6 @@ def _dim(program: Program, dim: Dim) -> Iterator[str]:
             yield f"dim {describe(dim)}: its parts make {whole.size}"
     for part in dim.parts:
         yield from _dim(program, part)
-
-
-def _dims(node: Node) -> Iterator[Dim]:
-    """Every dim that a node mentions, parts included."""
-    attrs = (v if isinstance(v, tuple) else (v,) for v in node.attrs.values())
-    mentioned = [d for values in attrs for d in values if isinstance(d, Dim)]
-    yield from _with_parts([*node.type.dims, *([node.type.of] if node.type.of else []), *mentioned])
-
-
-def _with_parts(dims: Iterable[Dim]) -> Iterator[Dim]:
-    for dim in dims:
-        yield dim
-        yield from _with_parts(dim.parts)
 
 
 def _types(program: Program) -> Iterator[Problem]:

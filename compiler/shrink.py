@@ -1,0 +1,166 @@
+"""A tiny instance of a program: the same graph with constants of 2 to 7 or so.
+
+Sizes are polynomials in constants, so 671 billion parameters and a few thousand are the same
+program. Here the constants are replaced, and nothing else, such that every extent that occurs is
+still a whole number and every choice still has enough to choose from. Odd and different numbers
+are preferred: two dims that are mixed up then do not fit.
+
+Numbers that were computed from sizes and are no longer sizes (a softmax scale) stay as they are: a
+pass must keep the meaning of the graph for any of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from compiler import spec
+from compiler.ir import DYNAMIC, Dim, Graph, Node, Program
+from compiler.spec import with_parts
+from dsl.extents import Extent, ExtentError
+
+# Odd first: an odd extent cannot be a product of halves that agree by accident. Even numbers are
+# there for rotary halves, the larger ones for products such as groups * members.
+CANDIDATES = (3, 5, 7, 2, 4, 6, 9, 8, 10, 12, 14, 15, 16, 18, 20, 24, 30)
+MOST_TRIES = 100_000
+
+
+class ShrinkError(Exception):
+    """No small constants fit."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A test that the constants called ``names`` must pass."""
+
+    names: frozenset[str]
+    holds: Callable[[Mapping[str, int]], bool]
+
+
+def shrink(*programs: Program) -> dict[str, int]:
+    """Small values of the constants that occur in sizes, the same for all the programs (a pass's
+    before and after).
+
+    Raises:
+        ShrinkError: none were found.
+    """
+    sizes = programs[0].sizes
+    rules: dict[frozenset[str], list[Rule]] = defaultdict(list)
+    for program in programs:
+        for rule in _rules(program, sizes):
+            rules[rule.names].append(rule)
+    small: dict[str, int] = {}
+    used: Counter[int] = Counter()
+    for names in _connected(rules):
+        own = [r for key, many in rules.items() if key <= names for r in many]
+        small |= _solve(sorted(names), own, sizes, used)
+        used.update(small[name] for name in names)
+    return small
+
+
+def shrunken(program: Program, small: Mapping[str, int]) -> Program:
+    """The program with these constants."""
+    return replace(program, constants={**program.constants, **small})
+
+
+# -- what must hold --------------------------------------------------------------------------------
+
+
+def _rules(program: Program, sizes: Mapping[str, int]) -> Iterator[Rule]:
+    dims = {d for graph in program.bodies.values() for node in graph for d in spec.dims_of(node)}
+    for module in program.modules.values():
+        dims |= {d for p in module.parameters for d in with_parts(p.type.dims)}
+        dims |= {c.array for c in module.children if c.array}
+    for dim in dims:
+        yield from _sized(dim, sizes)
+    for graph in program.bodies.values():
+        for node in graph:
+            yield from _choices(graph, node, sizes)
+
+
+def _sized(dim: Dim, sizes: Mapping[str, int]) -> Iterator[Rule]:
+    if not dim.size.names & DYNAMIC:
+        # What is empty may stay so (no shared experts, no dense layers); the rest stays.
+        yield _between(dim.size, 0 if dim.size.at(sizes) == 0 else 1)
+    if not dim.start.names & DYNAMIC:
+        yield _between(dim.start, 0)
+
+
+def _choices(graph: Graph, node: Node, sizes: Mapping[str, int]) -> Iterator[Rule]:
+    if node.op in ("top", "argtop", "in_top"):
+        size = graph.operands(node)[0].type.dim(node.attrs["over"]).size
+        count = node.attrs["count"] if node.op == "in_top" else node.type.dim(node.attrs["to"]).size
+        if (size - count).names & DYNAMIC:
+            return
+        # A choice of some stays one of some: of all, it would hide what chooses wrongly.
+        yield _between(size - count, min(1, (size - count).at(sizes)))
+    elif node.op == "select":
+        size = graph.operands(node)[0].type.dim(node.attrs["dim"]).size
+        if not size.names & DYNAMIC:
+            yield _between(size, node.attrs["at"] + 1)
+
+
+def _between(extent: Extent, least: int) -> Rule:
+    def holds(values: Mapping[str, int]) -> bool:
+        try:
+            return extent.at(values) >= least
+        except ExtentError:
+            return False
+
+    return Rule(extent.names, holds)
+
+
+# -- the search ------------------------------------------------------------------------------------
+
+
+def _connected(rules: Iterable[frozenset[str]]) -> list[frozenset[str]]:
+    """Names that occur in one rule belong together; the groups can be solved apart."""
+    groups: list[frozenset[str]] = []
+    for names in rules:
+        touching = [g for g in groups if g & names]
+        merged = names.union(*touching)
+        groups = [g for g in groups if not g & names]
+        if merged:
+            groups.append(merged)
+    return sorted(groups, key=lambda g: (len(g), sorted(g)))
+
+
+def _solve(
+    names: list[str], rules: list[Rule], sizes: Mapping[str, int], used: Counter[int]
+) -> dict[str, int]:
+    """Values for names that depend on each other: depth first, each rule tested as soon as all its
+    names have a value."""
+    tries = 0
+
+    def search(chosen: dict[str, int], taken: Counter[int]) -> dict[str, int] | None:
+        nonlocal tries
+        if len(chosen) == len(names):
+            return chosen
+        name = names[len(chosen)]
+        ready = [r for r in rules if name in r.names and r.names <= chosen.keys() | {name}]
+        for value in _candidates(name, sizes, taken):
+            tries += 1
+            if tries > MOST_TRIES:
+                raise ShrinkError(f"no small values fit for {', '.join(names)}")
+            trial = {**chosen, name: value}
+            if all(rule.holds(trial) for rule in ready):
+                found = search(trial, taken + Counter([value]))
+                if found:
+                    return found
+        return None
+
+    found = search({}, used)
+    if found is None:
+        raise ShrinkError(f"no small values fit for {', '.join(names)}")
+    return found
+
+
+def _candidates(name: str, sizes: Mapping[str, int], taken: Counter[int]) -> list[int]:
+    """Values that others have least, in the order of preference; 0 and 1 mean something and stay,
+    and nothing grows."""
+    value = sizes[name]
+    if value <= 1:
+        return [value]
+    smaller = [c for c in CANDIDATES if c <= value]
+    return sorted(smaller, key=lambda c: taken[c]) or [value]
