@@ -28,6 +28,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from compiler.errors import UserError
 from compiler.manifest import FILE_NAME, Manifest
 
 AT_FDCWD = -100
@@ -36,7 +37,7 @@ NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.E
 SUFFIX = ".writing"
 
 
-class DirectoryError(Exception):
+class DirectoryError(UserError):
     """An output directory that dslc will not, or cannot, write; in one sentence."""
 
 

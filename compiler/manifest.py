@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
 from compiler import tensors
+from compiler.errors import UserError
 from compiler.ir import DType, Program
 
 # Raised when a directory written by this version cannot be read by an older one, or the reverse.
@@ -27,7 +28,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # SHA-256 of the bytes
 Range = tuple[int, int]  # half-open
 
 
-class ManifestError(Exception):
+class ManifestError(UserError):
     """A compiled directory that cannot be loaded, in one sentence."""
 
 

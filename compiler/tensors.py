@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
+from compiler.errors import UserError
 from compiler.ir import Child, DType, Graph, Module, Node, Parameter, Program, Type
 
 # How random values suit a tensor when there is no checkpoint: what it does, read off the source.
@@ -112,7 +113,7 @@ class Place:
         return self.path, self.ranges
 
 
-class NameClash(ValueError):
+class NameClash(UserError):
     """Two different tensors of a program would have one name in a checkpoint."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path, PurePosixPath
@@ -18,25 +18,24 @@ from typing import Any
 
 import torch
 
-from backends.pytorch.tensorfile import DTYPES, Reader, Stored, TensorFileError, read_header
+from backends.pytorch.problems import listing, message, told
+from backends.pytorch.tensorfile import Reader, Stored, TensorFileError, read_header
+from compiler.errors import UserError
 from compiler.tensors import Pattern, Tensor
 
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16")
 FP8 = "F8_E4M3"
-MOST_SHOWN = 200  # lines of one message; the exception holds all of them
 MOST_COMPARED = 20_000  # pairs of names that are compared for a near miss
 
 
-class CheckpointError(Exception):
-    """A checkpoint that cannot be loaded: ``problems`` has one line per tensor or file."""
+class CheckpointError(UserError):
+    """A checkpoint that cannot be loaded. ``problems`` has a (name, what is wrong) pair for every
+    tensor or file; the message tells them in few lines."""
 
-    def __init__(self, message: str, problems: Sequence[str] = ()):
+    def __init__(self, first: str, problems: Sequence[tuple[str, str]] = (), after: str = ""):
         self.problems = tuple(problems)
-        shown = [f"  {line}" for line in self.problems[:MOST_SHOWN]]
-        if len(self.problems) > MOST_SHOWN:
-            shown.append(f"  and {len(self.problems) - MOST_SHOWN:,} more")
-        super().__init__("\n".join([message, *shown]))
+        super().__init__(message(first, told(problems) + ([after] if after else [])))
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,9 @@ def _index(folder: Path) -> dict[str, str]:
         path = PurePosixPath(file)
         # The text decides, not where links lead: download caches keep files behind links.
         if path.is_absolute() or ".." in path.parts or "\\" in file or "\0" in file or not file:
-            outside.append(f"'{file}'")
+            outside.append((file, "the index names a file outside of the checkpoint's folder"))
     if outside:
-        raise CheckpointError(f"{folder / INDEX} names files outside of its folder:", outside)
+        raise CheckpointError(f"{folder / INDEX} cannot be used:", outside)
     return index
 
 
@@ -189,10 +188,10 @@ def match(
     if problems:
         count = len(problems)
         what = "1 thing is" if count == 1 else f"{count:,} things are"
-        if extra:
-            problems.append(f"not used: {listing(extra, 5)}")
         raise CheckpointError(
-            f"the checkpoint in {checkpoint.folder} does not fit the model: {what} wrong", problems
+            f"the checkpoint in {checkpoint.folder} does not fit the model: {what} wrong",
+            problems,
+            f"not used: {listing(extra, 5)}" if extra else "",
         )
     unavailable = {entry: names for entry, names in matcher.lacking.items() if names}
     sources = [s for s in matcher.sources if _is_needed(s.tensor, unavailable)]
@@ -212,7 +211,7 @@ class _Matcher:
         self.required = required  # entries that must be available
         self.reader = reader
         self.sources: list[Source] = []
-        self.problems: list[str] = [f"{f}: {why}" for f, why in checkpoint.broken.items()]
+        self.problems: list[tuple[str, str]] = list(checkpoint.broken.items())
         self.missing: list[Tensor] = []
         self.lacking: dict[str, list[str]] = {}
         self.used: set[str] = set()
@@ -231,7 +230,7 @@ class _Matcher:
             scale = self.checkpoint.tensors.get(scale_name(tensor.name))
             problem = self._wrong_scale(stored, scale)
         if problem:
-            self.problems.append(f"{tensor.name}: {problem}")
+            self.problems.append((tensor.name, problem))
         else:
             self.sources.append(Source(tensor, stored, scale))
 
@@ -268,7 +267,7 @@ class _Matcher:
         rest = self.checkpoint.tensors.keys() - self.used
         return sorted(name for name in rest if not pattern.fullmatch(name))
 
-    def all_problems(self, extra: list[str]) -> list[str]:
+    def all_problems(self, extra: list[str]) -> list[tuple[str, str]]:
         left = MOST_COMPARED
         for tensor in self.missing:
             hint = ""
@@ -278,7 +277,7 @@ class _Matcher:
             where = self.checkpoint.index.get(tensor.name)
             found = f"; the index says {where}, which does not hold it" if where else ""
             self.problems.append(
-                f"{tensor.name}: missing, expected {list(tensor.shape)}{found}{hint}"
+                (tensor.name, f"missing, expected {list(tensor.shape)}{found}{hint}")
             )
         return self.problems
 
@@ -297,11 +296,6 @@ def scale_name(name: str) -> str:
     return f"{name}_scale_inv"
 
 
-def listing(names: Sequence[str], most: int) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
-
-
 def _wrong(tensor: Tensor, stored: Stored) -> str | None:
     if stored.shape != tensor.shape:
         return f"expected {list(tensor.shape)}, found {list(stored.shape)}"
@@ -317,72 +311,3 @@ def _cut_off(stored: Stored) -> str:
         f"cut off: expected bytes {stored.start:,} to {stored.start + stored.size:,} of "
         f"{stored.file.name}, found {stored.file_size:,} bytes in all"
     )
-
-
-# -- reading --------------------------------------------------------------------------------------
-
-
-def fill(
-    match: Match,
-    destination: Callable[[Tensor], torch.Tensor],
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Read every tensor into its place, one after the other in the order of the files.
-
-    Beside the destinations, memory for one tensor as stored is needed.
-
-    Args:
-        destination: gives the memory of a tensor, of its shape, in the dtype it is to have.
-        progress: called with bytes read and bytes in all.
-
-    Raises:
-        CheckpointError: a file has changed since it was matched.
-    """
-    total = sum(source.stored.size for source in match.sources)
-    done = 0
-    in_file_order = sorted(match.sources, key=lambda s: (s.stored.file, s.stored.start))
-    with Reader() as weights, Reader() as scales, torch.no_grad():
-        for source in in_file_order:
-            try:
-                _fill_one(source, match.checkpoint, destination(source.tensor), weights, scales)
-            except TensorFileError as error:
-                raise CheckpointError(
-                    f"the checkpoint changed while it was read: {error}"
-                ) from None
-            done += source.stored.size
-            if progress:
-                progress(done, total)
-
-
-def _fill_one(
-    source: Source, checkpoint: Checkpoint, into: torch.Tensor, weights: Reader, scales: Reader
-) -> None:
-    stored = source.stored
-    if source.scale is not None:
-        assert checkpoint.block is not None
-        scale = scales.read(source.scale)
-        dequantise(weights.read(stored), scale, checkpoint.block, into)
-        return
-    in_place = into.device.type == "cpu" and into.is_contiguous()
-    if in_place and into.dtype == DTYPES[stored.dtype]:
-        weights.read(stored, into)
-    else:
-        into.copy_(weights.read(stored))
-
-
-def dequantise(
-    weight: torch.Tensor, scale_inv: torch.Tensor, block: tuple[int, int], into: torch.Tensor
-) -> None:
-    """``into = weight * scale_inv``, each scale for one block: exact in f32, then rounded once.
-
-    Args:
-        weight: float8_e4m3fn [rows, columns].
-        scale_inv: float32 [ceil(rows / block[0]), ceil(columns / block[1])]; edge blocks are
-            partial.
-        into: [rows, columns] of any float dtype.
-    """
-    rows, columns = block
-    for number, scales in enumerate(scale_inv):  # block row by block row: little memory beside
-        part = slice(number * rows, (number + 1) * rows)
-        wide = scales.repeat_interleave(columns)[: weight.shape[1]]
-        into[part].copy_(weight[part].to(torch.float32) * wide)

@@ -1,0 +1,192 @@
+"""From a compiled directory to a model that runs: check, build, fill."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Container, Iterable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from backends.pytorch import initialise, weights
+from backends.pytorch.checkpoint import Match, match, open_checkpoint
+from backends.pytorch.inputs import InputError
+from backends.pytorch.memory import require
+from backends.pytorch.model import Model, attribute_path
+from backends.pytorch.problems import listing
+from backends.pytorch.runtime import making, named
+from compiler.manifest import Manifest, ManifestError, digest, read, verified_files
+from compiler.tensors import Pattern, Tensor
+
+CODE = "model.py"
+SOURCE_GRAPH = "source.txt"  # before passes rewrite it: has every value the source names
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+Progress = Callable[[int, int], None]  # done, and in all
+
+
+def load(
+    directory: str | Path,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Model:
+    """Load a compiled model.
+
+    The directory holds code, which is executed; a checkpoint holds none.
+
+    Args:
+        directory: what ``dslc compile`` wrote.
+        checkpoint: a Hugging Face checkpoint folder; without one, weights are random.
+        dtype: float32, bfloat16 or float16; as the checkpoint's config.json says unless given,
+            float32 without one.
+        seed: of random weights, each a function of the seed and its tensor's name.
+        progress: called with what has been loaded and what there is in all.
+        note: told, in a sentence each, what the user should know; warnings unless given.
+
+    Raises:
+        ManifestError: the directory is not whole, was changed, or is another version's.
+        CheckpointError: the checkpoint does not fit; every tensor at fault is named.
+        MemoryNeeded: the weights do not fit on the device.
+        InputError: there is no such device or dtype.
+    """
+    directory = Path(directory)
+    manifest = read(directory)
+    if manifest.backend != "pytorch":
+        raise ManifestError(f"{directory} was compiled for the backend '{manifest.backend}'")
+    files = verified_files(directory, manifest)
+    place = _device(device)
+    patterns = [row.pattern() for row in manifest.parameters]
+    found = None
+    if checkpoint is not None:
+        found = match(open_checkpoint(Path(checkpoint)), patterns, manifest.ignored)
+    run_dtype = _dtype(dtype, found.checkpoint.dtype if found else None)
+    unavailable = found.unavailable if found else {}
+    needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
+    width = {"act": run_dtype.itemsize, "f32": 4}
+    require("the model's weights", sum(p.elements * width[p.dtype] for p in needed), place)
+
+    with making("meta", run_dtype):  # no memory yet
+        module = named(_emitted(directory, files, manifest)())
+    memory = _Memory(module, place, run_dtype)
+    if found:
+        weights.fill(found, memory.of, progress)
+    else:
+        initialise.fill(patterns, memory.of, seed, progress)
+    memory.complete(patterns, needed)
+
+    notes = _notes(found)
+    for sentence in notes:
+        if note:
+            note(sentence)
+        else:
+            warnings.warn(sentence, stacklevel=2)
+    source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
+    return Model(module, manifest, memory.names, unavailable, notes, source)
+
+
+class _Memory:
+    """Gives the emitted module real parameters, one by one, in place of those without memory."""
+
+    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype):
+        self.module = module
+        self.device = device
+        self.dtype = dtype
+        self.names: dict[str, str] = {}  # the checkpoint's, by the module's
+
+    def of(self, tensor: Tensor) -> torch.Tensor:
+        """Memory for a tensor; the module's from now on."""
+        dtype = self.dtype if tensor.dtype == "act" else torch.float32
+        path = attribute_path(tensor.path)
+        made = torch.empty(tensor.shape, dtype=dtype, device=self.device)
+        self._put(path, made, tensor.pattern.role == "param")
+        self.names[path] = tensor.name
+        return made
+
+    def _put(self, path: str, made: torch.Tensor | None, trained: bool) -> None:
+        owner, name = self._owner(path)
+        there = getattr(owner, name)
+        if made is not None and there.shape != made.shape:
+            raise ManifestError(
+                f"{CODE} and the manifest disagree on {path}: {list(there.shape)} and "
+                f"{list(made.shape)}"
+            )
+        if trained:
+            setattr(owner, name, None if made is None else nn.Parameter(made))
+        else:
+            setattr(owner, name, made)
+
+    def _owner(self, path: str) -> tuple[nn.Module, str]:
+        owner, _, name = path.rpartition(".")
+        return self.module.get_submodule(owner), name
+
+    def complete(self, patterns: Iterable[Pattern], needed: Container[Pattern]) -> None:
+        """What has not been filled: zeros if an entry might read it, else left out, so that it
+        takes no memory and is not in the state dict."""
+        for pattern in patterns:
+            for tensor in pattern.tensors():
+                path = attribute_path(tensor.path)
+                if pattern not in needed:
+                    self._put(path, None, pattern.role == "param")
+                elif path not in self.names:
+                    self.of(tensor).zero_()
+
+
+def _emitted(directory: Path, files: dict[str, bytes], manifest: Manifest) -> type[nn.Module]:
+    """The class of the emitted model, from the very bytes that were checked."""
+    if CODE not in files:
+        raise ManifestError(f"{directory} holds no {CODE}")
+    name = f"dslc_compiled_{digest(files[CODE])[:16]}"
+    module = ModuleType(name)
+    module.__file__ = str(directory / CODE)
+    sys.modules[name] = module  # classes are looked up by their module's name
+    exec(compile(files[CODE], module.__file__, "exec"), module.__dict__)
+    found = getattr(module, manifest.model, None)
+    if not isinstance(found, type):
+        raise ManifestError(f"{directory / CODE} has no class {manifest.model}")
+    return found
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        if place.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("torch sees no GPU")
+    except RuntimeError as error:
+        raise InputError(f"device '{device}': {str(error).splitlines()[0]}") from None
+    return place
+
+
+def _dtype(asked: str | torch.dtype | None, stored: torch.dtype | None) -> torch.dtype:
+    if asked is None:
+        return stored or torch.float32
+    named = str(asked).removeprefix("torch.")
+    if named not in DTYPES:
+        raise InputError(f"dtype '{named}': a model runs in {', '.join(DTYPES)}")
+    return DTYPES[named]
+
+
+def _notes(found: Match | None) -> list[str]:
+    if found is None:
+        return []
+    folder = found.checkpoint.folder
+    notes = [
+        f"'{entry}' is not available: {folder} lacks {listing(names, 2)}"
+        for entry, names in found.unavailable.items()
+    ]
+    if found.extra:
+        count = len(found.extra)
+        what = "a tensor" if count == 1 else f"{count:,} tensors"
+        notes.append(
+            f"{folder} holds {what} that the model does not use: {listing(found.extra, 3)}"
+        )
+    return notes

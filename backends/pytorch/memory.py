@@ -1,0 +1,69 @@
+"""How much memory there is, asked before any is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from compiler.errors import UserError
+
+UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
+
+
+class MemoryNeeded(UserError):
+    """Something does not fit; the message says what, and both numbers."""
+
+
+def require(what: str, needed: int, device: torch.device) -> None:
+    """Compare bytes needed with bytes available.
+
+    Raises:
+        MemoryNeeded: the device has less.
+    """
+    there = available(device)
+    if there is not None and needed > there:
+        raise MemoryNeeded(f"{what} needs {shown(needed)}; {device} has {shown(there)} available")
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that can be allocated on a device; None where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached
+    if device.type != "cpu":
+        return None
+    limits = [n for n in (_meminfo("MemAvailable"), _control_group()) if n is not None]
+    return min(limits, default=None)
+
+
+def shown(count: int) -> str:
+    """1,342,177,280,000 is "1,342.2 GB"."""
+    value, unit = float(count), 0
+    while value >= 10_000 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:,.1f} {UNITS[unit]}" if unit else f"{count:,} B"
+
+
+def _meminfo(key: str) -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    for line in lines:
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _control_group() -> int | None:
+    """What a container may still take; its files in the page cache can be given up."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+        return None if limit == "max" else int(limit) - used + int(stat.get("file", 0))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,300 @@
+"""A compiled model as a ``torch.nn.Module``: [batch, time] around the emitted packed step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backends.pytorch.generate import generate
+from backends.pytorch.inputs import InputError, NotAvailable, counts_of, packed, unpacked
+from backends.pytorch.memory import require
+from backends.pytorch.names import attribute
+from backends.pytorch.problems import listing, message, told
+from backends.pytorch.runtime import Cache, Step
+from compiler.manifest import EntryRow, Manifest
+
+
+class IncompatibleKeys(NamedTuple):
+    """What ``load_state_dict`` of other modules returns too."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Model(nn.Module):
+    """What ``load`` returns. Beside ``forward`` there is one method per entry of the source, called
+    like ``forward``: ``model.mtp(tokens, lengths)``.
+
+    Attributes:
+        manifest: what was compiled.
+        module: the emitted model, whose methods take packed steps.
+        notes: what loading had to say, one sentence each.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        manifest: Manifest,
+        names: Mapping[str, str],
+        unavailable: Mapping[str, Sequence[str]],
+        notes: Sequence[str] = (),
+        source: str | None = None,
+    ):
+        """
+        Args:
+            names: the checkpoint's name of each parameter and state of ``module``.
+            unavailable: entries that cannot be run, and the tensors they lack.
+            source: the text of the graph that names every value of the source, for ``trace``.
+        """
+        super().__init__()
+        self.module = module
+        self.manifest = manifest
+        self.notes = list(notes)
+        self._names = dict(names)
+        self._unavailable = dict(unavailable)
+        self._source = source
+        self.register_state_dict_post_hook(_rename_to_checkpoint)
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        cache: Cache | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits of the entry ``main``.
+
+        Args:
+            tokens: int64 [batch, time], padded on the right.
+            lengths: int64 [batch], how many of them count; all unless given. 0 lets a sequence sit
+                out, which takes a cache.
+            cache: what came before; the tokens go on from there and are added to it. No gradient
+                flows through a step with a cache.
+            last_only: only the last row of each sequence: the result is [batch, 1, vocab].
+
+        Returns:
+            [batch, time, vocab] in the model's dtype; rows past a sequence's length are zero.
+
+        Raises:
+            InputError: wrong shapes, dtypes, lengths or token numbers.
+        """
+        return self.run("main", (tokens,), lengths, cache, last_only)
+
+    def run(
+        self,
+        entry: str,
+        inputs: Sequence[Tensor],
+        lengths: Tensor | None = None,
+        cache: Cache | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Any entry. ``inputs`` are those of its arguments that are not another one shifted; of a
+        shifted one, the last rows have none and are dropped: [batch, time - shift, ...].
+
+        Raises:
+            InputError: see ``forward``.
+            NotAvailable: the checkpoint lacked tensors of this entry.
+        """
+        row = self._entry(entry)
+        given = [i for i in row.inputs if i.shift_of is None]
+        if len(inputs) != len(given):
+            wanted = ", ".join(i.name for i in given)
+            raise InputError(f"'{entry}' takes {len(given)} inputs ({wanted}), not {len(inputs)}")
+        counts, time = counts_of(given[0].name, inputs, lengths, cache)
+        shift = max((i.shift for i in row.inputs if i.shift_of is not None), default=0)
+        by_name = {i.name: x for i, x in zip(given, inputs, strict=True)}
+        rows = {
+            i.name: packed(i, by_name[i.shift_of or i.name], counts, i.shift, shift - i.shift)
+            for i in row.inputs
+        }
+        counts = [max(0, n - shift) for n in counts]
+        step = Step(counts, device=self.device, cache=cache, last_only=last_only)
+        # Values in a cache have no gradient: with one, better none at all than a part of it.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            result = self.step(entry, step, rows)
+            return unpacked(result, step, max(0, time - shift), last_only)
+
+    def step(self, entry: str, step: Step, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Run a packed step, for callers that batch for themselves.
+
+        Args:
+            inputs: every input of the entry, packed [total, ...].
+
+        Returns:
+            [rows wanted, ...]; the cache counts the step's positions from now on.
+        """
+        row = self._entry(entry)
+        if step.total == 0:
+            shape = [n for n in row.shape[1:] if isinstance(n, int)]
+            return torch.zeros(0, *shape, dtype=self.dtype, device=self.device)
+        given = [self._placed(inputs[i.name]) for i in row.inputs]
+        rows: Tensor = getattr(self.module, entry)(step, *given)
+        step.commit()
+        return rows if row.shape[0] == "wanted" else step.select(rows)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
+
+    def new_cache(self, batch: int, capacity: int | None = None) -> Cache:
+        """An empty cache for ``batch`` sequences.
+
+        Args:
+            capacity: positions per sequence; unless given, it grows as needed.
+
+        Raises:
+            MemoryNeeded: that many positions do not fit.
+        """
+        if capacity is not None:
+            require(
+                f"a cache of {batch:,} x {capacity:,} positions",
+                batch * capacity * self.cache_bytes_per_token(),
+                self.device,
+            )
+        return Cache(batch, capacity)
+
+    def generate(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        eos: int | Sequence[int] | None = None,
+        on_token: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Continue each sequence; see ``backends.pytorch.generate.generate``."""
+        return generate(
+            self, tokens, lengths, max_new_tokens, temperature, top_p, seed, eos, on_token
+        )
+
+    def trace(self, names: Sequence[str], tokens: Tensor, entry: str = "main") -> dict[str, Tensor]:
+        """Named values of the source, computed by the reference interpreter.
+
+        Args:
+            names: ``layers[3].attn.c_kv``: the path of a block, and a name in it.
+            tokens: int64 [batch, time].
+
+        Returns:
+            By name [batch, ...], the dims in the order of the source.
+
+        Raises:
+            InputError: there is no such value, or the tokens cannot be run.
+        """
+        from backends.pytorch.trace import trace  # the interpreter is not needed to run a model
+
+        counts_of("tokens", [tokens], None, None)
+        if self._source is None:
+            raise InputError("the compiled directory does not hold the graph of the source")
+        return trace(self, self._source, entry, names, tokens)
+
+    # -- weights ----------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of parameters and activations that do not say otherwise."""
+        for row in self.manifest.parameters:
+            if row.format == "act" and row.role == "param":
+                tensor = self.weight(next(row.pattern().tensors()).path)
+                if tensor is not None:
+                    return tensor.dtype
+        return next(self.module.parameters()).dtype
+
+    def weight(self, path: str) -> Tensor | None:
+        """A parameter or state by its path in the source; None if the checkpoint lacked it."""
+        owner, _, name = attribute_path(path).rpartition(".")
+        tensor: Tensor | None = getattr(self.module.get_submodule(owner), name)
+        return tensor
+
+    def cache_bytes_per_token(self, entry: str = "main") -> int:
+        """Bytes that one position of one sequence takes in a cache."""
+        width = {"act": self.dtype.itemsize, "f32": 4, "i64": 8, "bool": 1}
+        rows = [row for row in self.manifest.caches if entry in row.entries]
+        return sum(row.pattern().elements * width[row.format] for row in rows)
+
+    def named_parameters(self, prefix: str = "", *arguments: Any, **options: Any) -> Any:
+        """As of any module, but by the checkpoint's names."""
+        for name, parameter in super().named_parameters(prefix, *arguments, **options):
+            start = f"{prefix}." if prefix else ""
+            yield start + self._names[name.removeprefix(f"{start}module.")], parameter
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As of any module; ``state_dict`` has the checkpoint's names."""
+        ours = {name: path for path, name in self._names.items()}
+        mine = super().state_dict()  # by the checkpoint's names
+        missing = sorted(mine.keys() - state_dict.keys())
+        unexpected = sorted(state_dict.keys() - mine.keys())
+        shapes = [
+            (name, f"expected {list(mine[name].shape)}, found {list(tensor.shape)}")
+            for name, tensor in state_dict.items()
+            if name in mine and mine[name].shape != tensor.shape
+        ]
+        if shapes or (strict and (missing or unexpected)):
+            wrong = [(name, "missing") for name in missing if strict]
+            wrong += [(name, "not one of the model's") for name in unexpected if strict]
+            raise InputError(message("the state dict does not fit:", told(wrong + shapes)))
+        known = {ours[name]: tensor for name, tensor in state_dict.items() if name in mine}
+        self.module.load_state_dict(known, strict=False, assign=assign)
+        return IncompatibleKeys(missing, unexpected)
+
+    # -- what callers ask for ---------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        manifest = self.__dict__.get("manifest")  # not there yet while a model is made
+        if manifest is not None and name in manifest.entries:
+            return partial(self._call, name)
+        return super().__getattr__(name)
+
+    def _call(
+        self,
+        entry: str,
+        *inputs: Tensor,
+        cache: Cache | None = None,
+        last_only: bool = False,
+        **lengths: Tensor | None,
+    ) -> Tensor:
+        """``model.<entry>(*inputs, lengths=None, ...)``, lengths by position or by name."""
+        takes = sum(i.shift_of is None for i in self._entry(entry).inputs)
+        if set(lengths) - {"lengths"} or len(inputs) > takes + 1:
+            raise InputError(f"'{entry}' takes {takes} inputs, lengths, cache and last_only")
+        given = inputs[takes] if len(inputs) > takes else lengths.get("lengths")
+        return self.run(entry, inputs[:takes], given, cache, last_only)
+
+    def _entry(self, entry: str) -> EntryRow:
+        if entry not in self.manifest.entries:
+            near = difflib.get_close_matches(entry, self.manifest.entries, n=1)
+            raise InputError(f"there is no entry '{entry}'; there is '{(near or ['main'])[0]}'")
+        if entry in self._unavailable:
+            lacking = list(self._unavailable[entry])
+            raise NotAvailable(
+                f"'{entry}' is not available: the checkpoint lacks {listing(lacking, 3)}"
+            )
+        return self.manifest.entries[entry]
+
+
+def attribute_path(path: str) -> str:
+    """Where an emitted model keeps a parameter: ``layers[3].mlp.W`` is ``layers.3.mlp.W``."""
+    parts = path.replace("[", ".").replace("]", "").split(".")
+    return ".".join(part if part.isdigit() else attribute(part) for part in parts)
+
+
+def _rename_to_checkpoint(
+    model: Model, state_dict: dict[str, Any], prefix: str, metadata: object
+) -> None:
+    for path, name in model._names.items():
+        key = f"{prefix}module.{path}"
+        if key in state_dict:
+            state_dict[prefix + name] = state_dict.pop(key)
