@@ -357,7 +357,7 @@ class ProgramChecker(Context):
         if name in BUILTINS:
             scope.found.error("E0203", f"'{name}' is a function of the language", e.name.span, hint="choose another name")
             raise Failed
-        axes = scope.axes(e.subscripts)
+        written = axes = scope.axes(e.subscripts)
         dtype = _dtype(scope, e.dtype)
         left, kind = axes, e.kind
         if kind == "cached":
@@ -369,7 +369,7 @@ class ProgramChecker(Context):
             self._matches_result(e, axes, result, signature, value, scope)
             axes = signature.result_axes
         checker.values[name] = Binding(name, "value", axes, e.name.span, value.kind, value.of)
-        return typed.Equation(name, kind, axes, dtype, value, e.span)
+        return typed.Equation(name, kind, written, axes, dtype, value, e.span)
 
     def _matches_result(
         self, e: ast.Equation, axes: tuple[Axis, ...], result: ast.Result, signature: Signature,

@@ -109,6 +109,8 @@ class Checker:
                 return Map(e.span, arg.free, "bool", fn="not", args=(arg,))
             case ast.Unary(operand=operand):
                 arg = self._want(self.expr(operand), "number")
+                if isinstance(arg, Scalar):
+                    return self._scalar(e, "number")
                 return Map(e.span, arg.free, fn="neg", args=(arg,))
             case ast.Binary(op="*" | "/"):
                 return self._product(e)
@@ -154,6 +156,8 @@ class Checker:
         left, right = self.both(e)
         self._want(left, takes)
         self._want(right, takes)
+        if isinstance(left, Scalar) and isinstance(right, Scalar):
+            return self._scalar(e, gives)
         return Map(e.span, union(left.free, right.free), gives, fn=fn, args=(left, right))
 
     # -- names -----------------------------------------------------------------------------------
@@ -227,6 +231,8 @@ class Checker:
         left, right = self.both(e)
         self._want(left, "number")
         self._want(right, "number")
+        if isinstance(left, Scalar) and isinstance(right, Scalar):
+            return self._scalar(e, "number")
         # A number without indices goes with anything; otherwise both sides range over the same.
         if left.free and right.free and set(left.free) != set(right.free):
             lacking, other = (left, right) if set(right.free) - set(left.free) else (right, left)

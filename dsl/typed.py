@@ -260,10 +260,12 @@ class Chain(Expr):
 
 @dataclass(frozen=True)
 class Equation:
-    """``name[axes] = value``. ``target`` is the declared axes after products are joined."""
+    """``name[written] = value``. ``axes`` are what readers see: for a block's result, as declared
+    (``y[(p,o)]`` may define a result ``y[j]`` of the same extent)."""
 
     name: str
     kind: str  # plain, let, cached
+    written: tuple[Axis, ...]
     axes: tuple[Axis, ...]
     dtype: str | None
     value: Expr

@@ -1,0 +1,178 @@
+"""What elaboration keeps while it works: modules being made, and a body under construction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from compiler import rules
+from compiler.ir import Dim, Graph, Node, Type
+from dsl import syntax as ast
+from dsl import typed
+from dsl.constants import Constant
+from dsl.diagnostics import Span
+from dsl.extents import Extent
+from dsl.files import Unit
+from dsl.scope import ConstScope
+
+if TYPE_CHECKING:
+    from compiler.passes.elaborate import Elaborator
+
+
+@dataclass(frozen=True)
+class Lifting:
+    """For each argument, the caller's dims beyond its formal's. ``rows``: they are flattened into
+    the rows of one block of an array."""
+
+    dims: tuple[tuple[Dim, ...], ...]
+    rows: bool = False
+
+
+@dataclass
+class ModuleInstance:
+    """A block at one set of extents and settings. ``symbols`` give its formal extents a meaning."""
+
+    name: str
+    decl: ast.Block
+    unit: Unit
+    symbols: dict[str, Extent]
+    settings: dict[str, Constant]
+    block: typed.Block = None  # type: ignore[assignment]
+    bodies: dict[tuple[str, Lifting], tuple[str, dict[str, Dim]]] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
+
+    def extent(self, extent: Extent) -> Extent:
+        return extent.substitute(self.symbols)
+
+    def dim(self, axis: typed.Axis) -> Dim:
+        """An axis as a dim, under its own name."""
+        if isinstance(axis, typed.Index):
+            return Dim(
+                axis.name, self.extent(axis.extent), axis.kind, start=self.extent(axis.start)
+            )  # type: ignore[arg-type]
+        parts = [self.dim(p) for p in axis.parts]
+        return Dim.sum(parts) if isinstance(axis, typed.Sum) else Dim.product(parts)
+
+    def lookup(self, elaborator: Elaborator, scope: Any) -> Callable[[str, Span], Constant]:
+        """What constant expressions of the block can name."""
+        local: ConstScope = scope
+
+        def look(name: str, span: Span) -> Constant:
+            if name in local.local:
+                return elaborator.evaluate(
+                    local.local[name].value, look, self.size(elaborator, local)
+                )  # type: ignore[arg-type]
+            if name in self.settings:
+                return self.settings[name]
+            return elaborator.source.constants.value(name, span)
+
+        return look
+
+    def size(self, elaborator: Elaborator, scope: ConstScope) -> Callable[[str, Span], Constant]:
+        """The number of an index's extent."""
+
+        def size(name: str, span: Span) -> Constant:
+            sizes = {n: v for n, v in elaborator.constants().items() if isinstance(v, int)}
+            return self.extent(scope.indices[name].extent).at(sizes)
+
+        return size
+
+
+class Builder:
+    """A body under construction: nodes can still be renamed, labelled and shared."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.nodes: dict[str, Node] = {}
+        self._shared: dict[object, str] = {}
+        self._number = 0
+
+    def __getitem__(self, name: str) -> Node:
+        return self.nodes[name]
+
+    def add(
+        self, op: str, inputs: tuple[str, ...], type: Type, span: Span | None, /, **attrs: Any
+    ) -> str:
+        """A node; sources (parameters, positions, iotas) are made once per body."""
+        key = (op, tuple(sorted(attrs.items())), type) if not inputs and op != "constant" else None
+        if key is not None and key in self._shared:
+            return self._shared[key]
+        self._number += 1
+        name = str(attrs.get("param", "")) or f"%{self._number}"
+        self.nodes[name] = Node(name, op, inputs, type, attrs, span)
+        if key is not None:
+            self._shared[key] = name
+        return name
+
+    def type(self, name: str) -> Type:
+        return self.nodes[name].type
+
+    def operands(self, names: tuple[str, ...]) -> list[Node]:
+        return [self.nodes[n] for n in names]
+
+    def dtype(self, *names: str) -> Any:
+        return rules.join(self.operands(names))
+
+    def name_value(
+        self, node: str, label: str, rounds: bool, span: Span, taken: bool, trace: bool
+    ) -> str:
+        """Give a value its source name. A value that has one already gets a copy."""
+        old = self.nodes[node]
+        if (
+            old.label is not None
+            or old.rounds
+            or old.op in ("param", "state", "input", "position", "iota")
+            or taken
+        ):
+            node = self.add("cast", (node,), old.type, span)
+            old = self.nodes[node]
+        self.nodes[node] = old.with_(label=label if trace else None, rounds=rounds, span=span)
+        return node
+
+    def finish(self, output: str) -> Graph:
+        """The graph: labelled values under their labels, the others numbered in order."""
+        names: dict[str, str] = {}
+        taken: set[str] = set()
+
+        def fresh(stem: str) -> str:
+            name, number = stem, 1
+            while name in taken:
+                name, number = f"{stem}.{number}", number + 1
+            taken.add(name)
+            return name
+
+        live = self._live(output)
+        for node in self.nodes.values():
+            if node.name in live and node.op == "input":
+                names[node.name] = fresh(node.attrs["name"])
+        for node in self.nodes.values():
+            if (
+                node.name in live
+                and node.name not in names
+                and (node.label or node.op in ("param", "state"))
+            ):
+                names[node.name] = fresh(node.label or node.attrs["param"])
+        number = 0
+        graph = Graph(self.name)
+        for node in self.nodes.values():
+            if node.name not in live:
+                continue
+            if node.name not in names:
+                number += 1
+                names[node.name] = fresh(str(number))
+            graph.add(
+                node.with_(name=names[node.name], inputs=tuple(names[i] for i in node.inputs))
+            )
+        graph.output = names[output]
+        return graph
+
+    def _live(self, output: str) -> set[str]:
+        stack = [output, *(n.name for n in self.nodes.values() if n.op in ("input", "cache"))]
+        live: set[str] = set()
+        while stack:
+            name = stack.pop()
+            if name not in live:
+                live.add(name)
+                stack += self.nodes[name].inputs
+        return live

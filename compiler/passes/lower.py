@@ -1,0 +1,458 @@
+"""Lowers one def to a body: equations to nodes, subscripts to views, products to contractions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from compiler import rules
+from compiler.ir import DYNAMIC, Dim, Graph, Type
+from compiler.passes.build import Builder, Lifting, ModuleInstance
+from compiler.passes.lower_calls import call_block, call_chain, call_fn
+from compiler.passes.views import subscripted
+from dsl import syntax as ast
+from dsl import typed
+from dsl.constants import Constant
+from dsl.diagnostics import Span
+from dsl.extents import Extent
+from dsl.scope import ConstScope, atoms
+
+if TYPE_CHECKING:
+    from compiler.passes.elaborate import Elaborator
+
+FLOATS = ("act", "f32")
+
+
+@dataclass
+class Frame:
+    """What names mean in the def, or in a function inlined into it.
+
+    ``dims`` gives each index its dim; ``values`` each name its node; ``natural`` is the dtype that
+    a plain name rounds to.
+    """
+
+    owner: str
+    scope: ConstScope
+    dims: dict[typed.Index, Dim]
+    values: dict[str, str] = field(default_factory=dict)
+    natural: str = "act"
+    inlined: bool = False
+
+
+class BodyLowering:
+    """Builds the body of one def of a module, lifted over ``lifting``."""
+
+    def __init__(
+        self,
+        elaborator: Elaborator,
+        instance: ModuleInstance,
+        method: str,
+        lifting: Lifting,
+        name: str,
+    ):
+        self.elaborator = elaborator
+        self.instance = instance
+        self.definition = instance.block.defs[method]
+        self.builder = Builder(name)
+        self.dim_names: dict[str, object] = {}  # who owns each dim name of this body
+        self.lifting = lifting
+        self.frame = Frame(instance.name, self._scope(), {})
+        self.f32 = False
+        for index in self._own_indices():
+            self.dim(index)
+        self.lifted = self._lifted_dims()
+
+    def _scope(self) -> ConstScope:
+        scope: ConstScope = self.instance.block.scope  # type: ignore[assignment]
+        local = {
+            n: ast.ConstDecl(ast.Name(n, e.span), (), e, e.span)
+            for n, e in self.definition.constants.items()
+        }
+        return ConstScope(
+            scope.owner,
+            scope.functions,
+            {**scope.local, **local},
+            scope.settings,
+            dict(scope.indices),
+        )
+
+    def _own_indices(self) -> Iterable[typed.Index]:
+        """Indices of the def's signature and equations: their names come before lifted ones."""
+        definition = self.definition
+        axes = [a for f in definition.formals for a in f.axes] + list(definition.result_axes)
+        axes += [a for e in definition.equations for a in (*e.written, *e.axes)]
+        axes += [a for s in self.instance.block.stored for a in s.axes]
+        return dict.fromkeys(i for a in axes for i in atoms(a))
+
+    def _lifted_dims(self) -> dict[str, Dim]:
+        """The caller's dims under names that are free here."""
+        out: dict[str, Dim] = {}
+        for arg in self.lifting.dims:
+            for dim in arg:
+                if dim.name not in out:
+                    out[dim.name] = self._claim(dim, ("lifted", dim.name, dim.kind))
+        return out
+
+    # -- dims ------------------------------------------------------------------------------------
+
+    def _claim(self, dim: Dim, owner: object) -> Dim:
+        """``dim`` under a name that nothing else has in this body. Time and history are one each."""
+        if dim.kind in ("time", "history"):
+            owner = dim.kind
+        name, number = dim.name, 1
+        while self.dim_names.setdefault(name, owner) != owner:
+            name, number = f"{dim.name}_{number}", number + 1
+        if name == dim.name:
+            return dim
+        return Dim(name, dim.size, dim.kind, dim.form, dim.parts, dim.start)
+
+    def dim(self, axis: typed.Axis) -> Dim:
+        """The dim of an axis in the current frame."""
+        if isinstance(axis, typed.Index):
+            known = self.frame.dims.get(axis)
+            if known is None:
+                size = self.extent(axis.extent)
+                dim = Dim(axis.name, size, axis.kind, start=self.extent(axis.start))  # type: ignore[arg-type]
+                known = self._claim(dim, (self.frame.owner, axis.name, str(size)))
+                self.frame.dims[axis] = known
+            return known
+        parts = [self.dim(p) for p in axis.parts]
+        return Dim.sum(parts) if isinstance(axis, typed.Sum) else Dim.product(parts)
+
+    def extent(self, extent: Extent) -> Extent:
+        """An extent in constants only: formal sizes of the block, or of an inlined function."""
+        symbols = dict(self.instance.symbols)
+        if self.frame.inlined:
+            symbols |= {f"size({i.name})": d.size for i, d in self.frame.dims.items() if i.formal}
+        return extent.substitute(symbols)
+
+    # -- nodes -----------------------------------------------------------------------------------
+
+    def emit(
+        self,
+        op: str,
+        inputs: Iterable[str],
+        dims: Iterable[Dim],
+        dtype: Any,
+        span: Span | None,
+        of: Dim | None = None,
+        /,
+        **attrs: Any,
+    ) -> str:
+        return self.builder.add(op, tuple(inputs), Type(dtype, tuple(dims), of), span, **attrs)
+
+    def type(self, node: str) -> Type:
+        return self.builder.type(node)
+
+    def union(self, *nodes: str) -> tuple[Dim, ...]:
+        """Dims of an unnamed result: tokens first, then those carried through, then as they come."""
+        dims = rules.union(self.type(n) for n in nodes)
+        carried = {d.name for d in self.lifted.values()}
+        return tuple(sorted(dims, key=lambda d: (d.kind not in ("time", "rows"), d.name not in carried)))
+
+    def cast(self, node: str, dtype: str, span: Span | None) -> str:
+        """The value in another float type; whole numbers and truth values are left alone."""
+        type = self.type(node)
+        if type.dtype == dtype or type.dtype not in FLOATS or self.builder[node].op == "constant":
+            return node
+        return self.emit("cast", (node,), type.dims, dtype, span)
+
+    def map(self, fn: str, args: tuple[str, ...], span: Span | None) -> str:
+        types = [self.type(a) for a in args]
+        dims = self.union(*args)
+        if fn in rules._COMPARE:
+            return self.emit("map", args, dims, "bool", span, fn=fn)
+        of = args[1:] if fn == "where" else args
+        dtype = (
+            types[1].dtype
+            if fn == "where" and types[1].dtype == "bool"
+            else self.builder.dtype(*of)
+        )
+        if dtype == "i64" and fn not in rules._WHOLE and fn != "where":
+            dtype = "f32"
+        return self.emit("map", args, dims, dtype, span, fn=fn)
+
+    def constant(self, value: Constant, span: Span, name: str = "") -> str:
+        dtype = "bool" if isinstance(value, bool) else "i64" if isinstance(value, int) else "act"
+        attrs = {"value": value} | ({"name": name} if name else {})
+        return self.emit("constant", (), (), dtype, span, **attrs)
+
+    # -- compile-time values -----------------------------------------------------------------------
+
+    def number(self, expr: ast.Expr) -> Constant:
+        scope = self.frame.scope
+
+        def look(name: str, span: Span) -> Constant:
+            if name in scope.local:
+                value = scope.local[name].value
+                assert value is not None
+                return self.number(value)
+            if not self.frame.inlined and name in self.instance.settings:
+                return self.instance.settings[name]
+            return self.elaborator.source.constants.value(name, span)
+
+        def size(name: str, span: Span) -> Constant:
+            sizes = {n: v for n, v in self.elaborator.constants().items() if isinstance(v, int)}
+            return self.dim(scope.indices[name]).size.at(sizes)
+
+        return self.elaborator.evaluate(expr, look, size)
+
+    # -- the def -----------------------------------------------------------------------------------
+
+    def run(self) -> Graph:
+        definition = self.definition
+        for formal, lifted in zip(definition.formals, self.lifting.dims, strict=True):
+            own = tuple(self.dim(a) for a in formal.axes)
+            dims = tuple(self.lifted[d.name] for d in lifted)
+            if self.lifting.rows:
+                dims = self._rows(dims)
+            of = self.dim(formal.of) if formal.of is not None else None
+            dtype = "i64" if of is not None else "act"
+            self.frame.values[formal.name] = self.emit(
+                "input", (), dims + own, dtype, formal.span, of, name=formal.name
+            )
+        self.equations(definition)
+        return self.builder.finish(self.frame.values[definition.result])
+
+    def _rows(self, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+        from compiler.passes.elaborate import rows_dim
+
+        return (self._claim(rows_dim(), "rows"),) if dims else ()
+
+    def equations(self, definition: typed.Def) -> None:
+        for equation in definition.equations:
+            self.frame.values[equation.name] = self._equation(equation)
+
+    def _equation(self, e: typed.Equation) -> str:
+        before, self.f32 = self.f32, e.dtype == "f32" or (self.f32 and self.frame.inlined)
+        try:
+            node = self.expr(e.value)
+        finally:
+            f32, self.f32 = self.f32, before
+        written, axes = e.written, e.axes
+        if e.kind == "cached":
+            written = axes = tuple(
+                a.of if isinstance(a, typed.Index) and a.kind == "history" and a.of else a
+                for a in axes
+            )
+        node = self._shape(node, written, axes, e.span)
+        wanted = "f32" if f32 else None if e.kind == "let" else (e.dtype or self.frame.natural)
+        if wanted is not None:
+            node = self.cast(node, wanted, e.span)
+        if e.kind == "cached":
+            type = self.type(node)
+            dims = [self.dim(a) for a in e.axes]
+            carried = [d for d in type.dims if d.kind != "time" and d not in dims]
+            node = self.emit(
+                "cache", (node,), (*carried, *dims), type.dtype, e.span, type.of, name=e.name
+            )
+        taken = node in self.frame.values.values()
+        return self.builder.name_value(
+            node, e.name, e.kind != "let", e.span, taken, trace=not self.frame.inlined
+        )
+
+    def _shape(
+        self, node: str, written: tuple[typed.Axis, ...], axes: tuple[typed.Axis, ...], span: Span
+    ) -> str:
+        """Join products on the left, and put dims in the order of the source."""
+        for w, a in zip(written, axes, strict=True):
+            node = self._join(node, w, self.dim(a), span)
+        missing = [self.dim(a) for a in axes if self.dim(a).name not in self.type(node).names]
+        if missing:  # a number for every place: y[d] = 0
+            node = self.emit(
+                "expand",
+                (node,),
+                (*self.type(node).dims, *missing),
+                self.type(node).dtype,
+                span,
+                dims=tuple(missing),
+            )
+        own = [self.dim(a) for a in axes]
+        names = {d.name for d in own}
+        dims = (*[d for d in self.type(node).dims if d.name not in names], *own)
+        return self._ordered(node, dims)
+
+    def _join(self, node: str, axis: typed.Axis, into: Dim, span: Span) -> str:
+        names = self.type(node).names
+        if not isinstance(axis, typed.Product):
+            dim = self.dim(axis)
+            if dim.name == into.name or dim.name not in names:
+                return node
+            return self._view("rename", node, [dim.name], [into], span, dim=dim.name, to=into)
+        for part in axis.parts:
+            if isinstance(part, typed.Product):
+                node = self._join(node, part, self.dim(part), span)
+        parts = tuple(self.dim(p).name for p in axis.parts)
+        if not set(parts) <= set(self.type(node).names):
+            return node
+        return self._view("flatten", node, list(parts), [into], span, dims=parts, into=into)
+
+    def _view(
+        self, op: str, node: str, old: list[str], new: list[Dim], span: Span | None, /, **attrs: Any
+    ) -> str:
+        """A view in which dims ``old`` are replaced, where the first of them stands, by ``new``."""
+        type = self.type(node)
+        dims: list[Dim] = []
+        for d in type.dims:
+            if d.name == old[0]:
+                dims += new
+            elif d.name not in old:
+                dims.append(d)
+        return self.emit(op, (node,), dims, type.dtype, span, type.of, **attrs)
+
+    def _ordered(self, node: str, dims: tuple[Dim, ...]) -> str:
+        """The same value with its dims in this order: free to choose where it is made."""
+        old = self.builder[node]
+        if old.type.dims == dims:
+            return node
+        type = Type(old.type.dtype, dims, old.type.of)
+        if old.op in ("param", "state", "input") or old.label is not None or old.rounds:
+            return self.builder.add("cast", (node,), type, old.span)
+        self.builder.nodes[node] = old.with_(type=type)
+        return node
+
+    # -- expressions -------------------------------------------------------------------------------
+
+    def expr(self, e: typed.Expr) -> str:
+        match e:
+            case typed.Scalar():
+                name = e.value.name.text if isinstance(e.value, ast.Ref) else ""
+                return self.constant(self.number(e.value), e.span, name)
+            case typed.Value():
+                return self._value(e)
+            case typed.Iota(index=index):
+                dim = self.dim(index)
+                return self.emit("iota", (), (dim,), "i64", e.span, dim)
+            case typed.Position(index=index):
+                return self.emit("position", (), (self.dim(index),), "i64", e.span)
+            case typed.Map(fn=fn, args=args):
+                return self.map(fn, tuple(self.expr(a) for a in args), e.span)
+            case typed.Contraction():
+                return self._contraction(e)
+            case typed.Reduce():
+                return self._reduce(e)
+            case typed.Choice():
+                return self._choice(e)
+            case typed.Join():
+                return self._stack(e)
+            case typed.Broadcast(axes=axes, arg=arg):
+                node = self.expr(arg)
+                dims = tuple(self.dim(a) for a in axes)
+                type = self.type(node)
+                return self.emit(
+                    "expand", (node,), (*dims, *type.dims), type.dtype, e.span, type.of, dims=dims
+                )
+            case typed.CallFn():
+                return call_fn(self, e)
+            case typed.CallBlock():
+                return call_block(self, e)
+            case typed.Chain():
+                return call_chain(self, e)
+        raise AssertionError(f"no lowering for {type(e).__name__}")
+
+    def _value(self, e: typed.Value) -> str:
+        if e.role == "value":
+            node = self.frame.values[e.name]
+        else:
+            stored = next(s for s in self.instance.block.stored if s.name == e.name)
+            dims = [self.instance.dim(a) for a in stored.axes]
+            node = self.emit(e.role, (), dims, stored.dtype, stored.span, param=e.name)
+        node = subscripted(self, node, e)
+        return self.cast(node, "f32", e.span) if self.f32 else node
+
+    def _contraction(self, e: typed.Contraction) -> str:
+        """Factors that share a summed index are contracted; the others multiply the result."""
+        over = tuple(self.dim(a).name for a in e.over)
+        nodes = [(self.expr(f.value), f.divides) for f in e.factors]
+        summed = [n for n in nodes if set(self.type(n[0]).names) & set(over)]
+        rest = [n for n in nodes if n not in summed]
+        result: str | None = None
+        if summed:
+            factors = tuple(
+                self.map("div", (self.constant(1.0, e.span), n), e.span) if divides else n
+                for n, divides in summed
+            )
+            dims = tuple(d for d in self.union(*factors) if d.name not in over)
+            dtype = self.builder.dtype(*factors)
+            if dtype not in FLOATS:
+                factors = tuple(self._float(f, e.span) for f in factors)
+                dtype = "f32"
+            result = self.emit("contract", factors, dims, dtype, e.span, over=over)
+        for node, divides in rest:
+            if result is None:
+                result = (
+                    self.map("div", (self.constant(1.0, e.span), node), e.span) if divides else node
+                )
+            else:
+                result = self.map("div" if divides else "mul", (result, node), e.span)
+        assert result is not None
+        return result
+
+    def _float(self, node: str, span: Span) -> str:
+        type = self.type(node)
+        return node if type.dtype in FLOATS else self.emit("cast", (node,), type.dims, "f32", span)
+
+    def _reduce(self, e: typed.Reduce) -> str:
+        node = self.expr(e.arg)
+        over = tuple(self.dim(a).name for a in e.over)
+        type = self.type(node)
+        dtype = "f32" if e.fn == "mean" and type.dtype == "i64" else type.dtype
+        dims = [d for d in type.dims if d.name not in over]
+        return self.emit("reduce", (node,), dims, dtype, e.span, fn=e.fn, over=over)
+
+    def _choice(self, e: typed.Choice) -> str:
+        node = self.expr(e.arg)
+        over = self.dim(e.over)
+        parts: tuple[Dim, ...] = ()
+        if over.name not in self.type(node).names:
+            assert isinstance(e.over.alias, typed.Product)
+            parts = tuple(self.dim(p) for p in e.over.alias.parts)
+            names = tuple(p.name for p in parts)
+            node = self._view("flatten", node, list(names), [over], e.span, dims=names, into=over)
+        type = self.type(node)
+        if e.fn == "softmax":
+            node = self._float(node, e.span)
+            return self.emit(
+                "softmax", (node,), type.dims, self.type(node).dtype, e.span, over=over.name
+            )
+        if e.fn == "in_top":
+            assert e.count is not None
+            count = self.extent(self._count(e))
+            node = self.emit(
+                "in_top", (node,), type.dims, "bool", e.span, over=over.name, count=count
+            )
+            if parts:
+                node = self._view(
+                    "unflatten", node, [over.name], list(parts), e.span, dim=over.name, into=parts
+                )
+            return node
+        assert e.to is not None
+        to = self.dim(e.to)
+        dims = tuple(to if d.name == over.name else d for d in type.dims)
+        if e.fn == "top":
+            return self.emit("top", (node,), dims, type.dtype, e.span, over=over.name, to=to.name)
+        return self.emit("argtop", (node,), dims, "i64", e.span, over, over=over.name, to=to.name)
+
+    def _count(self, e: typed.Choice) -> Extent:
+        """How many are chosen, as an extent where it is spelled as one."""
+        assert e.count is not None
+        return self.elaborator.extent_of(e.count, self.instance, self.number)
+
+    def _stack(self, e: typed.Join) -> str:
+        nodes = [self.expr(a) for a in e.args]
+        axis = self.dim(e.axis)
+        dims = tuple(d for d in self.union(*nodes) if d not in axis.parts)
+        filled = []
+        for number, node in enumerate(nodes):
+            own = (axis.parts[number],) if e.fn == "concat" else ()
+            missing = tuple(d for d in dims if d.name not in self.type(node).names)
+            if missing:
+                node = self.emit(
+                    "expand", (node,), (*dims, *own), self.type(node).dtype, e.span, dims=missing
+                )
+            filled.append(node)
+        return self.emit(e.fn, filled, (*dims, axis), self.builder.dtype(*filled), e.span, dim=axis)
+
+
+__all__ = ["DYNAMIC", "BodyLowering", "Frame"]

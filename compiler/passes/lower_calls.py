@@ -1,0 +1,208 @@
+"""Lowers calls: functions are inlined, blocks become ``call``, ``apply`` or ``chain``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compiler.ir import Dim
+from compiler.passes.build import Lifting, ModuleInstance
+from dsl import syntax as ast
+from dsl import typed
+from dsl.calls import bound_axis
+from dsl.diagnostics import Span
+from dsl.files import Unit
+
+if TYPE_CHECKING:
+    from compiler.passes.lower import BodyLowering
+
+
+def call_fn(lower: BodyLowering, e: typed.CallFn) -> str:
+    """The function's equations, with its indices standing for the caller's."""
+    from compiler.passes.lower import Frame
+
+    target: tuple[ast.Fn, Unit] = e.target  # type: ignore[assignment]
+    fn = lower.elaborator.typed_fn(*target)
+    nodes = [lower.expr(a) for a in e.args]
+    dims = {formal: lower.dim(axis) for formal, axis in e.bind}
+    floats = [lower.type(n).dtype for n in nodes if lower.type(n).dtype in ("act", "f32")]
+    strong = [d for d, n in zip(floats, nodes, strict=False) if lower.builder[n].op != "constant"]
+    natural = "f32" if "f32" in strong else "act"
+    names = {i.name: i for i in dims}
+    scope = fn.scope
+    frame = Frame(f"fn {fn.name}", scope, dict(dims), {}, natural, inlined=True)  # type: ignore[arg-type]
+    for formal, node in zip(fn.definition.formals, nodes, strict=True):
+        frame.values[formal.name] = node
+    assert set(names) == {i.name for i in fn.formals}
+    before, lower.frame = lower.frame, frame
+    f32, lower.f32 = lower.f32, False
+    try:
+        lower.equations(fn.definition)
+        result = frame.values[fn.definition.result]
+    finally:
+        lower.frame = before
+        lower.f32 = f32
+    return lower.cast(result, "f32", e.span) if f32 else result
+
+
+def _arguments(
+    lower: BodyLowering,
+    e: typed.CallBlock | typed.Chain,
+    callee: ModuleInstance,
+    method: str,
+    bind: dict[typed.Index, typed.Axis],
+) -> tuple[list[str], list[tuple[Dim, ...]], dict[str, str]]:
+    """Argument nodes, the dims each is lifted over, and the caller's names of the callee's dims."""
+    f32, lower.f32 = lower.f32, False
+    try:
+        nodes = [lower.cast(lower.expr(a), "act", e.span) for a in e.args]
+    finally:
+        lower.f32 = f32
+    definition = callee.block.defs[method]
+    lifted: list[tuple[Dim, ...]] = []
+    names: dict[str, str] = {}
+    for formal, node in zip(definition.formals, nodes, strict=True):
+        own = {callee.dim(a).name: lower.dim(bound_axis(a, bind)).name for a in formal.axes}
+        names |= own
+        lifted.append(tuple(d for d in lower.type(node).dims if d.name not in own.values()))
+    return nodes, lifted, names
+
+
+def call_block(lower: BodyLowering, e: typed.CallBlock) -> str:
+    if e.pick is not None:
+        return _apply(lower, e)
+    if e.use is None:
+        callee, bind, child = lower.instance, {}, ""
+    else:
+        use = next(u for u in lower.instance.block.uses if u.name == e.use)
+        callee, bind, child = (
+            lower.elaborator.used(lower.instance, use),
+            _bind(lower, use),
+            use.name,
+        )
+    nodes, lifted, names = _arguments(lower, e, callee, e.method, bind)
+    nodes = _as_inputs(lower, nodes, callee, e.method, e.span)
+    body, carried = _body(lower, callee, e.method, Lifting(tuple(lifted)))
+    dims, of, pairs = _result(lower, callee, e.method, bind, body, carried, names)
+    dtype = lower.elaborator.bodies[body].result.type.dtype
+    node = lower.emit("call", nodes, dims, dtype, e.span, of, body=body, child=child, dims=pairs)
+    return lower.cast(node, "f32", e.span) if lower.f32 else node
+
+
+def call_chain(lower: BodyLowering, e: typed.Chain) -> str:
+    use = next(u for u in lower.instance.block.uses if u.name == e.use and u.array is e.index)
+    callee = lower.elaborator.used(lower.instance, use)
+    bind = _bind(lower, use)
+    nodes, lifted, names = _arguments(lower, e, callee, "call", bind)
+    body, carried = _body(lower, callee, "call", Lifting(tuple(lifted)))
+    _, of, pairs = _result(lower, callee, "call", bind, body, carried, names)
+    index = lower.instance.dim(e.index)
+    type = lower.type(nodes[0])
+    return lower.emit(
+        "chain",
+        nodes,
+        type.dims,
+        type.dtype,
+        e.span,
+        of,
+        body=body,
+        child=use.name,
+        index=index,
+        dims=pairs,
+    )
+
+
+def _apply(lower: BodyLowering, e: typed.CallBlock) -> str:
+    assert e.pick is not None
+    use = next(u for u in lower.instance.block.uses if u.name == e.use)
+    callee = lower.elaborator.used(lower.instance, use)
+    bind = _bind(lower, use)
+    f32, lower.f32 = lower.f32, False
+    pick = lower.expr(e.pick)
+    lower.f32 = f32
+    nodes, lifted, names = _arguments(lower, e, callee, e.method, bind)
+    rows = list(lower.type(pick).dims)
+    extra = tuple(dict.fromkeys(d for arg in lifted for d in arg if d not in rows))
+    if extra:  # the same pick for every token: each row still runs the picked block
+        type = lower.type(pick)
+        pick = lower.emit("expand", (pick,), (*extra, *rows), "i64", e.span, type.of, dims=extra)
+        rows = [*extra, *rows]
+    body, carried = _body(lower, callee, e.method, Lifting(tuple(lifted), rows=True))
+    dims, of, pairs = _result(lower, callee, e.method, bind, body, {}, names)
+    inner = [d for d in dims if d.kind != "rows"]
+    dtype = lower.elaborator.bodies[body].result.type.dtype
+    assert use.array is not None
+    over = lower.type(pick).of
+    node = lower.emit(
+        "apply",
+        (pick, *nodes),
+        (*rows, *inner),
+        dtype,
+        e.span,
+        of,
+        body=body,
+        child=use.name,
+        over=over.name if over else "",
+        rows=tuple(d.name for d in rows),
+        dims=pairs,
+    )
+    return lower.cast(node, "f32", e.span) if lower.f32 else node
+
+
+def _bind(lower: BodyLowering, use: typed.Use) -> dict[typed.Index, typed.Axis]:
+    target: tuple[ast.Block, Unit] = use.target  # type: ignore[assignment]
+    return dict(zip(lower.elaborator.source.checker.formals(target[0]), use.bind, strict=True))
+
+
+def _body(
+    lower: BodyLowering, callee: ModuleInstance, method: str, lifting: Lifting
+) -> tuple[str, dict[str, Dim]]:
+    """The callee's body, and its names for the dims it is lifted over."""
+    name = lower.elaborator.body(callee, method, lifting)
+    return name, callee.bodies[(method, lifting)][1]
+
+
+def _as_inputs(
+    lower: BodyLowering, nodes: list[str], callee: ModuleInstance, method: str, span: Span
+) -> list[str]:
+    """Index arguments stay what they are; there is nothing else to adapt yet."""
+    return nodes
+
+
+def _result(
+    lower: BodyLowering,
+    callee: ModuleInstance,
+    method: str,
+    bind: dict[typed.Index, typed.Axis],
+    body: str,
+    carried: dict[str, Dim],
+    names: dict[str, str],
+) -> tuple[tuple[Dim, ...], Dim | None, tuple[tuple[str, str], ...]]:
+    """The result's dims under the caller's names, and the pairs (body's name, caller's name)."""
+    definition = callee.block.defs[method]
+    outside = {d.name: outer for outer, d in carried.items()}
+    known: dict[str, Dim] = {}
+    for axis in definition.result_axes:
+        dim = lower.dim(bound_axis(axis, bind))
+        names[callee.dim(axis).name] = dim.name
+        known[callee.dim(axis).name] = dim
+    for inner, outer in outside.items():
+        names[inner] = outer
+    dims: list[Dim] = []
+    result = lower.elaborator.bodies[body].result.type
+    for d in result.dims:
+        if d.name in known:
+            dims.append(known[d.name])
+        elif d.name in outside:
+            dims.append(Dim(outside[d.name], d.size, d.kind, d.form, d.parts, d.start))
+        else:
+            dims.append(d)
+    of = (
+        lower.dim(bound_axis(definition.result_of, bind))
+        if definition.result_of is not None
+        else None
+    )
+    pairs = tuple(sorted((k, v) for k, v in names.items()))
+    return tuple(dims), of, pairs
+
+
+__all__ = ["call_block", "call_chain", "call_fn"]

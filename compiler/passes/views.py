@@ -1,0 +1,93 @@
+"""Lowers subscripts: each place in brackets becomes a view of the value, or a gather."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compiler.ir import Dim
+from dsl import typed
+
+if TYPE_CHECKING:
+    from compiler.passes.lower import BodyLowering
+
+
+def subscripted(lower: BodyLowering, node: str, e: typed.Value) -> str:
+    """``x[t,(h,n),pick[k]]``: the node that holds it."""
+    held = [_held(lower, e, axis) for axis in e.axes]
+    # Renames that swap names (a Gram matrix read transposed) go through names of their own.
+    renamed = [
+        (dim, sub)
+        for dim, sub in zip(held, e.subscripts, strict=True)
+        if isinstance(sub, typed.Take) and lower.dim(sub.axis).name != dim.name
+    ]
+    names = {d.name for d in held}
+    if any(lower.dim(sub.axis).name in names for _, sub in renamed if isinstance(sub, typed.Take)):
+        for position, (dim, _) in enumerate(zip(held, e.subscripts, strict=True)):
+            aside = Dim(f"{dim.name}~", dim.size, dim.kind, dim.form, dim.parts, dim.start)
+            node = lower._view("rename", node, [dim.name], [aside], e.span, dim=dim.name, to=aside)
+            held[position] = aside
+    for dim, sub in zip(held, e.subscripts, strict=True):
+        node = _apply(lower, node, dim, sub, e)
+    return node
+
+
+def _held(lower: BodyLowering, e: typed.Value, axis: typed.Axis) -> Dim:
+    """The dim that stands for a declared axis: parameters keep the block's own names."""
+    return lower.instance.dim(axis) if e.role != "value" else lower.dim(axis)
+
+
+def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Value) -> str:
+    match sub:
+        case typed.Take(axis=axis):
+            to = lower.dim(axis)
+            if to.name == dim.name:
+                return node
+            if dim.form == "product" and to.form == "product":
+                return lower._view("rename", node, [dim.name], [to], e.span, dim=dim.name, to=to)
+            return lower._view("rename", node, [dim.name], [to], e.span, dim=dim.name, to=to)
+        case typed.Part(part=part, inner=inner):
+            own = _part_dim(lower, dim, part, e)
+            node = lower._view("part", node, [dim.name], [own], e.span, dim=dim.name, part=own.name)
+            return _apply(lower, node, own, inner, e)
+        case typed.Split(axes=axes, inner=inners):
+            into = dim.parts if dim.form == "product" else tuple(_held(lower, e, a) for a in axes)
+            taken = set(lower.type(node).names) - {dim.name}
+            into = tuple(_free(d, taken) for d in into)
+            node = lower._view(
+                "unflatten", node, [dim.name], list(into), e.span, dim=dim.name, into=into
+            )
+            for own, inner in zip(into, inners, strict=True):
+                node = _apply(lower, node, own, inner, e)
+            return node
+        case typed.At(value=value):
+            at = lower.number(value)
+            assert isinstance(at, int)
+            return lower._view("select", node, [dim.name], [], e.span, dim=dim.name, at=at)
+        case typed.Pick(value=value):
+            f32, lower.f32 = lower.f32, False
+            index = lower.expr(value)
+            lower.f32 = f32
+            type = lower.type(node)
+            own = lower.type(index).dims
+            shared = {d.name for d in type.dims}
+            new = [d for d in own if d.name not in shared]
+            dims = []
+            for d in type.dims:
+                dims += new if d.name == dim.name else [d]
+            lead = [d for d in dims if d in lower.lifted.values()]
+            dims = [*lead, *[d for d in dims if d not in lead]]
+            return lower.emit(
+                "gather", (node, index), dims, type.dtype, e.span, type.of, dim=dim.name
+            )
+    raise AssertionError(sub)
+
+
+def _part_dim(lower: BodyLowering, dim: Dim, part: typed.Axis, e: typed.Value) -> Dim:
+    wanted = _held(lower, e, part)
+    return next((p for p in dim.parts if p.name == wanted.name), wanted)
+
+
+def _free(dim: Dim, taken: set[str]) -> Dim:
+    if dim.name not in taken:
+        return dim
+    return Dim(f"{dim.name}~", dim.size, dim.kind, dim.form, dim.parts, dim.start)
