@@ -261,11 +261,11 @@ def _visit(program: Program, reached: _Reached, entry: str, place: Place, body: 
         elif node.op == "cache":
             key = (*place.key, str(node.attrs["name"]))
             reached.caches.setdefault(key, (node.type, set()))[1].add(entry)
-        for inner, called in _called(program, place, node):
-            _visit(program, reached, entry, inner, called)
+        for inner, inner_body in called(program, place, node):
+            _visit(program, reached, entry, inner, inner_body)
 
 
-def _called(program: Program, place: Place, node: Node) -> Iterator[tuple[Place, str]]:
+def called(program: Program, place: Place, node: Node) -> Iterator[tuple[Place, str]]:
     """The bodies that a node runs, each with the place whose module it runs in."""
     if node.op not in ("call", "chain", "apply"):  # a branch or a composite: the same module
         for value in node.attrs.values():

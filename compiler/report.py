@@ -1,0 +1,183 @@
+"""What a program is, in numbers: parameters, activated parameters, cache and FLOPs per token.
+
+Everything is read off the elaborated program, before a pass reorders it: parameters off the module
+tree, activated ones and FLOPs off the bodies that an entry runs. Counted as papers count:
+
+- *parameters* are those that ``main`` reads; what only another entry reads stands beside them, and
+  states (a router's bias) are not counted;
+- *activated* is what one token is multiplied with: of an array of blocks indexed by picks, as many
+  as are picked; a table that is only looked up in is not counted;
+- *FLOPs* are two per multiply-add of every contraction, for a whole sequence without a cache; of a
+  contraction over pairs of positions (scores, and what they weigh) half, as attention is causal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from compiler.cost import flops_of, is_square, lengths, volume
+from compiler.ir import Graph, Node, Program
+from compiler.tensors import VIEWS, Place, caches, called, patterns, places
+
+CACHE_WIDTH = {"act": 2, "f32": 4, "i64": 8, "bool": 1}  # bytes, of a model that runs in BF16
+TRAINING = 3  # a product's backward pass is two more of its size
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """A place of the module tree with all that is inside it, all ``count`` of them together."""
+
+    path: str  # layers[3..61].mlp: half-open, as in the source
+    block: str
+    count: int
+    parameters: int
+    activated: int  # per token
+    flops: float  # per token, forward
+    span: str  # file:line
+
+
+@dataclass(frozen=True)
+class Report:
+    """``dslc inspect``'s numbers; ``sequence`` is the length that FLOPs are counted at."""
+
+    model: str
+    parameters: int
+    activated: int
+    others: int  # parameters that only entries beside main read
+    cache_bytes_per_token: int
+    forward_flops: float
+    training_flops: float
+    sequence: int
+    blocks: tuple[BlockRow, ...]
+
+
+Key = tuple[str, tuple[range, ...]]  # of a Place
+
+
+@dataclass
+class _Run:
+    """What one entry does, by place."""
+
+    activated: dict[tuple[Key, str], int] = field(default_factory=dict)  # by parameter, per token
+    flops: dict[Key, float] = field(default_factory=dict)  # of the whole sequence
+
+
+def report(program: Program, sequence: int = 4096) -> Report:
+    """The numbers of a program at its constants.
+
+    Args:
+        program: as elaborated.
+        sequence: tokens of the sequence that FLOPs are counted for.
+    """
+    main = "main" if "main" in program.entries else next(iter(program.entries))
+    runs: dict[str, _Run] = {}
+    root = Place(program.modules[program.root])
+    at = {**lengths(program.sizes, sequence), "wanted": sequence}
+    for entry in program.entries.values():
+        run = runs[entry.name] = _Run()
+        _visit(program, run, root, entry.body, at, 1, 1)
+    rows = patterns(program)
+    parameters = [p for p in rows if p.role == "param"]
+    total = sum(p.elements for p in parameters if main in p.entries)
+    flops = sum(runs[main].flops.values()) / sequence
+    return Report(
+        model=program.name,
+        parameters=total,
+        activated=sum(runs[main].activated.values()),
+        others=sum(p.elements for p in parameters) - total,
+        cache_bytes_per_token=sum(
+            c.elements * CACHE_WIDTH[c.dtype] for c in caches(program) if main in c.entries
+        ),
+        forward_flops=flops,
+        training_flops=TRAINING * flops,
+        sequence=sequence,
+        blocks=tuple(_blocks(program, runs, main, sequence)),
+    )
+
+
+def _visit(
+    program: Program,
+    run: _Run,
+    place: Place,
+    body: str,
+    at: Mapping[str, int],
+    instances: int,
+    loops: int,
+) -> None:
+    """Count a body's run, and those of the bodies it runs.
+
+    Args:
+        at: constants and lengths; ``rows`` are those of all picked blocks together.
+        instances: how many modules of this place one token goes through.
+        loops: how often the body runs, each time at these lengths.
+    """
+    graph = program.bodies[body]
+    flops = 0.0
+    for node in graph:
+        if node.op == "contract" and node.attrs["over"]:
+            dims = {d.name: d for operand in graph.operands(node) for d in operand.type.dims}
+            flops += flops_of(graph, node, at) * (0.5 if is_square(dims.values()) else 1)
+        elif node.op == "param" and not _is_table(graph, node):
+            key = (place.key, str(node.attrs["param"]))
+            run.activated[key] = instances * volume(node.type.dims, at)
+        for inner, inner_body in called(program, place, node):
+            times, picked, inside = 1, 1, at
+            if node.op == "chain":
+                times = picked = len(inner.ranges[-1])
+            elif node.op == "apply":
+                pick = graph[node.inputs[0]].type.dims
+                plain = [d for d in pick if d.kind not in ("time", "rows")]
+                picked = min(volume(plain, at), len(inner.ranges[-1]))
+                inside = {**at, "rows": volume(pick, at)}
+            _visit(program, run, inner, inner_body, inside, instances * picked, loops * times)
+    run.flops[place.key] = run.flops.get(place.key, 0.0) + flops * loops
+
+
+def _is_table(graph: Graph, node: Node) -> bool:
+    """Is a parameter only looked up in?"""
+    users = graph.users(node.name)
+    return bool(users) and all(
+        (user.op == "gather" and user.inputs[0] == node.name)
+        or (user.op in VIEWS and _is_table(graph, user))
+        for user in users
+    )
+
+
+def _blocks(
+    program: Program, runs: Mapping[str, _Run], main: str, sequence: int
+) -> Iterator[BlockRow]:
+    order = [main, *(name for name in runs if name != main)]
+    tree = [place for place in places(program) if all(place.ranges)]
+    for place in tree:
+        inside = [p for p in tree if _is_inside(p, place)]
+        # A place that main does not reach is counted as the entry counts it that does.
+        run = next((runs[name] for name in order if place.key in runs[name].flops), _Run())
+        keys = {p.key for p in inside}
+        yield BlockRow(
+            path=place.path.format(*(f"{r.start}..{r.stop}" for r in place.ranges)),
+            block=place.module.block,
+            count=prod(len(r) for r in place.ranges),
+            parameters=sum(_stored(program, p) for p in inside if _is_read(runs[main], p, place)),
+            activated=sum(n for (key, _), n in run.activated.items() if key in keys),
+            flops=sum(n for key, n in run.flops.items() if key in keys) / sequence,
+            span=str(place.module.span or ""),
+        )
+
+
+def _is_inside(place: Place, outer: Place) -> bool:
+    within = place.path == outer.path or place.path.startswith(f"{outer.path}.") or not outer.path
+    return within and place.ranges[: len(outer.ranges)] == outer.ranges
+
+
+def _is_read(main: _Run, place: Place, outer: Place) -> bool:
+    """The model's own row counts what ``main`` reads, as its total does."""
+    return place.key in main.flops or outer.key not in main.flops
+
+
+def _stored(program: Program, place: Place) -> int:
+    one = sum(
+        volume(p.type.dims, program.sizes) for p in place.module.parameters if p.role == "param"
+    )
+    return one * prod(len(r) for r in place.ranges)
