@@ -1,0 +1,89 @@
+"""From a file to a program: the passes in order, each by name, each alone if wanted.
+
+    compiled = compile_model("models/dsv3.arch", Choices(preset="small"))
+    compiled.after("elaborate")          # the program as that pass left it
+    compiled.program                     # the last one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from compiler.ir import Program
+from compiler.verify import verify
+from dsl.constants import Choices
+from dsl.program import CheckedProgram, open_program
+
+# In order. Names are those of interface.md; a pass is a module with ``run(program) -> program``.
+PASSES = ("order", "hoist", "recognise", "lifetimes")
+STAGES = ("elaborate", *PASSES)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A checked source and what each pass made of it."""
+
+    source: CheckedProgram
+    stages: dict[str, Program]
+
+    @property
+    def program(self) -> Program:
+        """The program after the last pass."""
+        return self.stages[STAGES[-1]]
+
+    def after(self, name: str) -> Program:
+        """The program as pass ``name`` left it.
+
+        Raises:
+            KeyError: no pass of this pipeline has that name.
+        """
+        return self.stages[name]
+
+
+def compile_model(
+    file: str,
+    choices: Choices | None = None,
+    *,
+    model: str | None = None,
+    check: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Compiled:
+    """Check, elaborate and run every pass.
+
+    Args:
+        file: a path, or a shipped model's name.
+        choices: ``--set``, the checkpoint's config.json, ``--dims``.
+        model: which model, of a file with several.
+        check: verify each pass as a translation (``--verify``): the program before and after it
+            are run on a small random instance. Imports torch.
+        progress: called with each stage's name before it runs.
+
+    Raises:
+        DiagnosticError: the user's mistakes, all of them.
+        NotEquivalent: with ``check``, a pass changed what is computed.
+    """
+    progress("elaborate")
+    source = open_program(file, choices, model)
+    return run_passes(source, check=check, progress=progress)
+
+
+def run_passes(
+    source: CheckedProgram,
+    *,
+    check: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Compiled:
+    """The passes on a checked source; see ``compile_model``."""
+    program = import_module("compiler.passes.elaborate").run(source)
+    verify(program, "elaborate")
+    stages = {"elaborate": program}
+    for name in PASSES:
+        progress(name)
+        before, program = program, import_module(f"compiler.passes.{name}").run(program)
+        verify(program, name)
+        if check:
+            import_module("compiler.equivalence").equivalent(before, program)
+        stages[name] = program
+    return Compiled(source, stages)
