@@ -86,7 +86,9 @@ class Body:
     def map(self, fn: str, *inputs: str, **rest: Any) -> str:
         widest = sorted(inputs, key=lambda i: -len(self.type(i).dims))
         dims = {d.name: d for i in widest for d in self.type(i).dims}
-        found = {self.type(i).dtype for i in inputs if self.graph[i].op != "constant"}
+        numbers = inputs[1:] if fn == "where" else inputs
+        strong = [i for i in numbers if self.graph[i].op != "constant"]
+        found = {self.type(i).dtype for i in strong or numbers}
         dtype = next(d for d in ("f32", "act", "i64", "bool") if d in found | {"bool"})
         if fn in ("le", "lt", "ge", "gt", "eq", "and", "or", "not"):
             dtype = "bool"

@@ -1,0 +1,156 @@
+"""What a mask lets a position see, read off the expression that the model's author wrote.
+
+A mask is any boolean expression over positions. Where it comes to "their distance lies in an
+interval" a kernel can skip what is not seen and a cost model can count the rest; everything else
+stays an expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from compiler.ir import Graph, Node, Rewriter, Type
+
+Interval = tuple[int | None, int | None]  # least <= position[time] - position[history] < beyond
+
+OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """time * position[time] + history * position[history] + number."""
+
+    time: float = 0
+    history: float = 0
+    number: float = 0
+
+    def plus(self, other: Line, factor: float = 1) -> Line:
+        return Line(
+            self.time + factor * other.time,
+            self.history + factor * other.history,
+            self.number + factor * other.number,
+        )
+
+    def times(self, factor: float) -> Line:
+        return Line(self.time * factor, self.history * factor, self.number * factor)
+
+
+def interval(graph: Graph, name: str, wanted: bool = True) -> Interval | None:
+    """The interval of distances between two positions for which a mask is ``wanted``, or None if
+    that is no interval."""
+    node = graph[name]
+    fn = node.attrs.get("fn") if node.op == "map" else None
+    if fn == "not":
+        return interval(graph, node.inputs[0], not wanted)
+    if fn == ("and" if wanted else "or"):
+        return both(interval(graph, operand, wanted) for operand in node.inputs)
+    if fn in OPPOSITE:
+        left, right = (_line(graph, operand) for operand in node.inputs)
+        if left is None or right is None:
+            return None
+        return _bound(left.plus(right, -1), fn if wanted else OPPOSITE[fn])
+    return None
+
+
+def both(intervals: Iterable[Interval | None]) -> Interval | None:
+    """What lies in all of them; None if one is unknown."""
+    low: int | None = None
+    high: int | None = None
+    for found in intervals:
+        if found is None:
+            return None
+        least, beyond = found
+        low = least if low is None else low if least is None else max(low, least)
+        high = beyond if high is None else high if beyond is None else min(high, beyond)
+    return low, high
+
+
+def _bound(line: Line, fn: str) -> Interval | None:
+    """``line`` compared with 0, as an interval of the distance."""
+    if line.time == -line.history == -1:
+        line, fn = line.times(-1), {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}[fn]
+    if line.time != 1 or line.history != -1 or line.number != int(line.number):
+        return None
+    at = -int(line.number)
+    return {"ge": (at, None), "gt": (at + 1, None), "lt": (None, at), "le": (None, at + 1)}[fn]
+
+
+def _line(graph: Graph, name: str) -> Line | None:
+    node = graph[name]
+    if node.op == "position":
+        (dim,) = node.type.dims
+        return Line(time=1) if dim.kind == "time" else Line(history=1)
+    if node.op == "constant":
+        return Line(number=float(node.attrs["value"]))
+    if node.op != "map" or node.attrs["fn"] not in ("add", "sub", "neg", "mul"):
+        return None
+    lines = [_line(graph, operand) for operand in node.inputs]
+    if None in lines:
+        return None
+    return _arithmetic(node.attrs["fn"], [line for line in lines if line is not None])
+
+
+def _arithmetic(fn: str, lines: list[Line]) -> Line | None:
+    if fn == "neg":
+        return lines[0].times(-1)
+    left, right = lines
+    if fn == "mul":
+        if (left.time, left.history) == (0, 0):
+            return right.times(left.number)
+        return left.times(right.number) if (right.time, right.history) == (0, 0) else None
+    return left.plus(right, 1 if fn == "add" else -1)
+
+
+def leaves(graph: Graph, name: str) -> list[str]:
+    """What a mask's expression reads, in order: positions, or values computed elsewhere."""
+    node = graph[name]
+    if node.op == "constant":
+        return []
+    if node.op != "map":
+        return [name]
+    return list(dict.fromkeys(leaf for operand in node.inputs for leaf in leaves(graph, operand)))
+
+
+def body(graph: Graph, parts: Sequence[tuple[str, bool]]) -> Graph:
+    """A graph that is true where all these values are as wanted; its inputs are what they read."""
+    rewriter = Rewriter(graph, "mask")
+    for leaf in dict.fromkeys(leaf for name, _ in parts for leaf in leaves(graph, name)):
+        node = graph[leaf]
+        known = {"name": node.label or f"at_{node.type.names[0]}"}
+        given = Node(leaf, "input", (), node.type, known, node.span)
+        rewriter.replace(leaf, rewriter.new.add(given).name)
+
+    def emit(node: Node) -> str:
+        if node.name not in rewriter.to:
+            for operand in graph.operands(node):
+                emit(operand)
+            rewriter.replace(node.name, rewriter.copy(node).name)
+        return rewriter.to[node.name]
+
+    result = ""
+    for name, wanted in parts:
+        value = emit(graph[name])
+        if not wanted:
+            type = graph[name].type
+            value = rewriter.emit("hidden", "map", [value], type, attrs={"fn": "not"}).name
+        if result:
+            dims = {d.name: d for n in (result, value) for d in rewriter.new[n].type.dims}
+            type = Type("bool", tuple(dims.values()))
+            value = rewriter.emit("seen", "map", [result, value], type, attrs={"fn": "and"}).name
+        result = value
+    return rewriter.done(result)
+
+
+def visible(mask: Interval, length: int) -> float:
+    """The share of the pairs of ``length`` positions with themselves that an interval lets see:
+    for a causal mask (length + 1) / (2 * length)."""
+    least, beyond = mask
+    low = -length if least is None else least
+    high = length if beyond is None else beyond
+    seen = sum(max(0, length - abs(distance)) for distance in _within(low, high, length))
+    return seen / length**2
+
+
+def _within(low: int, high: int, length: int) -> range:
+    return range(max(low, 1 - length), min(high, length))
