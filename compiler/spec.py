@@ -14,7 +14,7 @@ Importing this module does not import torch: ``semantics`` is a name, looked up 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compiler import rules, signatures
@@ -211,7 +211,8 @@ def register(op: Op) -> Op:
     """
     if op.name in TABLE:
         raise ValueError(f"op '{op.name}' is registered twice")
-    TABLE[op.name] = op
+    # Any node may say which values nothing reads after it (compiler/passes/lifetimes.py).
+    TABLE[op.name] = op = replace(op, attrs={**op.attrs, "frees": optional(NAMES)})
     return op
 
 
