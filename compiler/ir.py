@@ -272,7 +272,7 @@ class Program:
     """
 
     name: str
-    constants: Mapping[str, int | float | bool | None]
+    constants: Mapping[str, int | float | bool | str | None]
     root: str  # the module that is the model
     modules: Mapping[str, Module]
     bodies: Mapping[str, Graph]

@@ -14,6 +14,7 @@ from dsl.check import Decide, ProgramChecker, flatten, variants
 from dsl.constants import Choices, ConstantError, Constants, check_requirements
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Span, near
 from dsl.files import Library, Unit, load, locate
+from dsl.instances import Instances
 from dsl.scope import Failed
 
 
@@ -78,15 +79,21 @@ def check_program(
     for unit in library.units:
         for name in unit.indices:
             checker.file_index(unit, name)
-    functions = {d.name.text: d for d, _ in library.declarations(ast.ConstFn) if isinstance(d, ast.ConstFn)}
+    functions = {
+        d.name.text: d for d, _ in library.declarations(ast.ConstFn) if isinstance(d, ast.ConstFn)
+    }
     presets = _presets(library, checker, choices, found)
     constants = Constants(checker.constants, functions, presets, choices, found)
     _check_constants(checker, constants, found)
     if len(found.found) == before:
-        requirements = [d for d, _ in library.declarations(ast.Require) if isinstance(d, ast.Require)]
+        requirements = [
+            d for d, _ in library.declarations(ast.Require) if isinstance(d, ast.Require)
+        ]
         check_requirements(requirements, constants, found)
     names = _names(library, checker, found)
     chosen = _model(library, model, found)
+    if chosen is not None and not found.found:
+        _check_sizes(checker, constants, chosen, found)
     return CheckedProgram(library, checker, constants, chosen, names)
 
 
@@ -115,7 +122,9 @@ def _check_recursion(library: Library, found: Diagnostics) -> None:
             target, home = visible
             if state.get(id(target)) == 1:
                 found.error(
-                    "E0509", f"'{target.name.text}' reaches itself here", span,
+                    "E0509",
+                    f"'{target.name.text}' reaches itself here",
+                    span,
                     notes=[(target.name.span, "declared here")],
                     hint="layers are an array of blocks: use layers[a] = Block[d], run by chain[a](layers, ...)",
                 )
@@ -192,24 +201,32 @@ def _presets(
         name = declaration.name.text
         if name in presets:
             found.error(
-                "E0203", f"preset '{name}' is declared twice", declaration.name.span,
+                "E0203",
+                f"preset '{name}' is declared twice",
+                declaration.name.span,
                 notes=[(presets[name].name.span, "first declared here")],
             )
         presets[name] = declaration
         for setting in declaration.settings:
             if setting.name.text not in checker.constants and "*" not in unit.broken:
                 found.error(
-                    "E0306", f"no constant is called '{setting.name.text}'", setting.name.span,
+                    "E0306",
+                    f"no constant is called '{setting.name.text}'",
+                    setting.name.span,
                     hint=near(setting.name.text, checker.constants),
                 )
     for preset in presets.values():
         if preset.base is not None and preset.base.text not in presets:
             found.error(
-                "E0306", f"no preset is called '{preset.base.text}'", preset.base.span,
+                "E0306",
+                f"no preset is called '{preset.base.text}'",
+                preset.base.span,
                 hint=near(preset.base.text, presets),
             )
     if choices.preset is not None and choices.preset not in presets:
-        hint = near(choices.preset, presets) or (f"presets: {', '.join(presets)}" if presets else "the file has none")
+        hint = near(choices.preset, presets) or (
+            f"presets: {', '.join(presets)}" if presets else "the file has none"
+        )
         found.error("E0306", f"no preset is called '{choices.preset}'", None, hint=hint)
     return presets
 
@@ -220,9 +237,25 @@ def _check_constants(checker: ProgramChecker, constants: Constants, found: Diagn
         try:
             constants.value(name, declaration.name.span)
         except ConstantError as error:
-            waits = error.code == "E0301" and constants.choices.config is None and error.message.endswith("no value")
+            waits = (
+                error.code == "E0301"
+                and constants.choices.config is None
+                and error.message.endswith("no value")
+            )
             if not waits:
                 error.report(found)
+
+
+def _check_sizes(
+    checker: ProgramChecker, constants: Constants, model: tuple[ast.Block, Unit], found: Diagnostics
+) -> None:
+    """The extents of every block of the model, where the constants have values."""
+    try:
+        Instances(checker, constants).walk(*model)
+    except DiagnosticError as error:
+        if constants.choices.config is None and any(d.code == "E0301" for d in error.diagnostics):
+            return  # sizes come with a checkpoint
+        found.found += error.diagnostics
 
 
 def _names(library: Library, checker: ProgramChecker, found: Diagnostics) -> dict[str, ast.Names]:
@@ -234,14 +267,21 @@ def _names(library: Library, checker: ProgramChecker, found: Diagnostics) -> dic
         if visible is None or not isinstance(visible[0], ast.Block):
             if name not in unit.broken and "*" not in unit.broken:
                 blocks = [n for n, (d, _) in unit.visible.items() if isinstance(d, ast.Block)]
-                found.error("E0205", f"'{name}' is no block", declaration.block.span, hint=near(name, blocks))
+                found.error(
+                    "E0205",
+                    f"'{name}' is no block",
+                    declaration.block.span,
+                    hint=near(name, blocks),
+                )
             continue
         _check_names(declaration, visible[0], checker, found)
         out[name] = declaration
     return out
 
 
-def _check_names(names: ast.Names, block: ast.Block, checker: ProgramChecker, found: Diagnostics) -> None:
+def _check_names(
+    names: ast.Names, block: ast.Block, checker: ProgramChecker, found: Diagnostics
+) -> None:
     members: dict[str, bool] = {}
     for decide in variants(block.members):
         for member in flatten(block.members, decide):
@@ -253,8 +293,11 @@ def _check_names(names: ast.Names, block: ast.Block, checker: ProgramChecker, fo
         name = entry.name.text
         if name not in members:
             found.error(
-                "E0701", f"'{block.name.text}' has no parameter or use called '{name}'", entry.name.span,
-                notes=[(block.name.span, "declared here")], hint=near(name, members),
+                "E0701",
+                f"'{block.name.text}' has no parameter or use called '{name}'",
+                entry.name.span,
+                notes=[(block.name.span, "declared here")],
+                hint=near(name, members),
             )
             continue
         if members[name] != (entry.array is not None):
@@ -266,12 +309,16 @@ def _check_names(names: ast.Names, block: ast.Block, checker: ProgramChecker, fo
         for placeholder in placeholders(str(entry.template.value)):
             if placeholder not in known and placeholder not in checker.constants:
                 found.error(
-                    "E0702", f"'{{{placeholder}}}' is neither the array's number nor a constant", entry.template.span,
+                    "E0702",
+                    f"'{{{placeholder}}}' is neither the array's number nor a constant",
+                    entry.template.span,
                     hint=near(placeholder, [*known, *checker.constants]),
                 )
         if entry.array and f"{{{entry.array.text}}}" not in str(entry.template.value):
             found.error(
-                "E0702", f"this name does not say where the number of '{name}' stands", entry.template.span,
+                "E0702",
+                f"this name does not say where the number of '{name}' stands",
+                entry.template.span,
                 hint=f"write {{{entry.array.text}}} in it",
             )
 
@@ -281,7 +328,9 @@ def placeholders(template: str) -> list[str]:
     return [part.split("}")[0] for part in template.split("{")[1:]]
 
 
-def _model(library: Library, wanted: str | None, found: Diagnostics) -> tuple[ast.Block, Unit] | None:
+def _model(
+    library: Library, wanted: str | None, found: Diagnostics
+) -> tuple[ast.Block, Unit] | None:
     models = {
         d.name.text: (d, library.root)
         for d in library.root.file.declarations
@@ -300,10 +349,13 @@ def _model(library: Library, wanted: str | None, found: Diagnostics) -> tuple[as
         return None
     chosen = next(iter(models.values()), None)
     if chosen is not None and not any(
-        isinstance(m, ast.Def) and m.name.text == "main" for m in flatten(chosen[0].members, lambda _: True)
+        isinstance(m, ast.Def) and m.name.text == "main"
+        for m in flatten(chosen[0].members, lambda _: True)
     ):
         found.error(
-            "E0507", f"the model '{chosen[0].name.text}' has no entry point 'main'", chosen[0].name.span,
+            "E0507",
+            f"the model '{chosen[0].name.text}' has no entry point 'main'",
+            chosen[0].name.span,
             hint="def main(token[t] of w) -> logits[t,w] { ... }",
         )
     return chosen

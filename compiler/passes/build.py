@@ -1,23 +1,15 @@
-"""What elaboration keeps while it works: modules being made, and a body under construction."""
+"""A body under construction, and how axes become dims."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from compiler import rules
 from compiler.ir import Dim, Graph, Node, Type
-from dsl import syntax as ast
 from dsl import typed
-from dsl.constants import Constant
 from dsl.diagnostics import Span
-from dsl.extents import Extent
-from dsl.files import Unit
-from dsl.scope import ConstScope
-
-if TYPE_CHECKING:
-    from compiler.passes.elaborate import Elaborator
+from dsl.instances import Instance
 
 
 @dataclass(frozen=True)
@@ -29,54 +21,13 @@ class Lifting:
     rows: bool = False
 
 
-@dataclass
-class ModuleInstance:
-    """A block at one set of extents and settings. ``symbols`` give its formal extents a meaning."""
-
-    name: str
-    decl: ast.Block
-    unit: Unit
-    symbols: dict[str, Extent]
-    settings: dict[str, Constant]
-    block: typed.Block = None  # type: ignore[assignment]
-    bodies: dict[tuple[str, Lifting], tuple[str, dict[str, Dim]]] = field(default_factory=dict)
-    methods: dict[str, str] = field(default_factory=dict)
-
-    def extent(self, extent: Extent) -> Extent:
-        return extent.substitute(self.symbols)
-
-    def dim(self, axis: typed.Axis) -> Dim:
-        """An axis as a dim, under its own name."""
-        if isinstance(axis, typed.Index):
-            return Dim(
-                axis.name, self.extent(axis.extent), axis.kind, start=self.extent(axis.start)
-            )  # type: ignore[arg-type]
-        parts = [self.dim(p) for p in axis.parts]
-        return Dim.sum(parts) if isinstance(axis, typed.Sum) else Dim.product(parts)
-
-    def lookup(self, elaborator: Elaborator, scope: Any) -> Callable[[str, Span], Constant]:
-        """What constant expressions of the block can name."""
-        local: ConstScope = scope
-
-        def look(name: str, span: Span) -> Constant:
-            if name in local.local:
-                return elaborator.evaluate(
-                    local.local[name].value, look, self.size(elaborator, local)
-                )  # type: ignore[arg-type]
-            if name in self.settings:
-                return self.settings[name]
-            return elaborator.source.constants.value(name, span)
-
-        return look
-
-    def size(self, elaborator: Elaborator, scope: ConstScope) -> Callable[[str, Span], Constant]:
-        """The number of an index's extent."""
-
-        def size(name: str, span: Span) -> Constant:
-            sizes = {n: v for n, v in elaborator.constants().items() if isinstance(v, int)}
-            return self.extent(scope.indices[name].extent).at(sizes)
-
-        return size
+def dim_of(instance: Instance, axis: typed.Axis) -> Dim:
+    """An axis of a block as a dim, under its own name."""
+    if isinstance(axis, typed.Index):
+        size, start = instance.extent(axis.extent), instance.extent(axis.start)
+        return Dim(axis.name, size, axis.kind, start=start)  # type: ignore[arg-type]
+    parts = [dim_of(instance, p) for p in axis.parts]
+    return Dim.sum(parts) if isinstance(axis, typed.Sum) else Dim.product(parts)
 
 
 class Builder:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from compiler import rules
-from compiler.ir import DYNAMIC, Dim, Graph, Type
-from compiler.passes.build import Builder, Lifting, ModuleInstance
+from compiler.ir import ROWS, Dim, Graph, Type
+from compiler.passes.build import Builder, Lifting, dim_of
 from compiler.passes.lower_calls import call_block, call_chain, call_fn
 from compiler.passes.views import subscripted
 from dsl import syntax as ast
@@ -16,6 +16,7 @@ from dsl import typed
 from dsl.constants import Constant
 from dsl.diagnostics import Span
 from dsl.extents import Extent
+from dsl.instances import Instance
 from dsl.scope import ConstScope, atoms
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class BodyLowering:
     def __init__(
         self,
         elaborator: Elaborator,
-        instance: ModuleInstance,
+        instance: Instance,
         method: str,
         lifting: Lifting,
         name: str,
@@ -149,7 +150,9 @@ class BodyLowering:
         """Dims of an unnamed result: tokens first, then those carried through, then as they come."""
         dims = rules.union(self.type(n) for n in nodes)
         carried = {d.name for d in self.lifted.values()}
-        return tuple(sorted(dims, key=lambda d: (d.kind not in ("time", "rows"), d.name not in carried)))
+        return tuple(
+            sorted(dims, key=lambda d: (d.kind not in ("time", "rows"), d.name not in carried))
+        )
 
     def cast(self, node: str, dtype: str, span: Span | None) -> str:
         """The value in another float type; whole numbers and truth values are left alone."""
@@ -183,6 +186,8 @@ class BodyLowering:
     def number(self, expr: ast.Expr) -> Constant:
         scope = self.frame.scope
 
+        instances = self.elaborator.instances
+
         def look(name: str, span: Span) -> Constant:
             if name in scope.local:
                 value = scope.local[name].value
@@ -190,13 +195,12 @@ class BodyLowering:
                 return self.number(value)
             if not self.frame.inlined and name in self.instance.settings:
                 return self.instance.settings[name]
-            return self.elaborator.source.constants.value(name, span)
+            return instances.constants.value(name, span)
 
         def size(name: str, span: Span) -> Constant:
-            sizes = {n: v for n, v in self.elaborator.constants().items() if isinstance(v, int)}
-            return self.dim(scope.indices[name]).size.at(sizes)
+            return self.dim(scope.indices[name]).size.at(instances.sizes)
 
-        return self.elaborator.evaluate(expr, look, size)
+        return instances.evaluate(expr, look, size)
 
     # -- the def -----------------------------------------------------------------------------------
 
@@ -216,9 +220,8 @@ class BodyLowering:
         return self.builder.finish(self.frame.values[definition.result])
 
     def _rows(self, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
-        from compiler.passes.elaborate import rows_dim
-
-        return (self._claim(rows_dim(), "rows"),) if dims else ()
+        """The rows of one block of an array, for an argument that differs between rows."""
+        return (self._claim(Dim("rows", ROWS, "rows"), "rows"),) if dims else ()
 
     def equations(self, definition: typed.Def) -> None:
         for equation in definition.equations:
@@ -349,14 +352,14 @@ class BodyLowering:
                 return call_block(self, e)
             case typed.Chain():
                 return call_chain(self, e)
-        raise AssertionError(f"no lowering for {type(e).__name__}")
+        raise AssertionError(f"no lowering for {e.__class__.__name__}")
 
     def _value(self, e: typed.Value) -> str:
         if e.role == "value":
             node = self.frame.values[e.name]
         else:
             stored = next(s for s in self.instance.block.stored if s.name == e.name)
-            dims = [self.instance.dim(a) for a in stored.axes]
+            dims = [dim_of(self.instance, a) for a in stored.axes]
             node = self.emit(e.role, (), dims, stored.dtype, stored.span, param=e.name)
         node = subscripted(self, node, e)
         return self.cast(node, "f32", e.span) if self.f32 else node
@@ -418,7 +421,8 @@ class BodyLowering:
             )
         if e.fn == "in_top":
             assert e.count is not None
-            count = self.extent(self._count(e))
+            instances = self.elaborator.instances
+            count = self.extent(instances.extent_of(e.count, self.instance, self.number(e.count)))
             node = self.emit(
                 "in_top", (node,), type.dims, "bool", e.span, over=over.name, count=count
             )
@@ -434,11 +438,6 @@ class BodyLowering:
             return self.emit("top", (node,), dims, type.dtype, e.span, over=over.name, to=to.name)
         return self.emit("argtop", (node,), dims, "i64", e.span, over, over=over.name, to=to.name)
 
-    def _count(self, e: typed.Choice) -> Extent:
-        """How many are chosen, as an extent where it is spelled as one."""
-        assert e.count is not None
-        return self.elaborator.extent_of(e.count, self.instance, self.number)
-
     def _stack(self, e: typed.Join) -> str:
         nodes = [self.expr(a) for a in e.args]
         axis = self.dim(e.axis)
@@ -453,6 +452,3 @@ class BodyLowering:
                 )
             filled.append(node)
         return self.emit(e.fn, filled, (*dims, axis), self.builder.dtype(*filled), e.span, dim=axis)
-
-
-__all__ = ["DYNAMIC", "BodyLowering", "Frame"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compiler.ir import Dim
-from compiler.passes.build import Lifting, ModuleInstance
+from compiler.passes.build import Lifting, dim_of
 from dsl import syntax as ast
 from dsl import typed
 from dsl.calls import bound_axis
-from dsl.diagnostics import Span
 from dsl.files import Unit
+from dsl.instances import Instance
 
 if TYPE_CHECKING:
     from compiler.passes.lower import BodyLowering
@@ -21,18 +21,15 @@ def call_fn(lower: BodyLowering, e: typed.CallFn) -> str:
     from compiler.passes.lower import Frame
 
     target: tuple[ast.Fn, Unit] = e.target  # type: ignore[assignment]
-    fn = lower.elaborator.typed_fn(*target)
+    fn = lower.elaborator.instances.fn(*target)
     nodes = [lower.expr(a) for a in e.args]
     dims = {formal: lower.dim(axis) for formal, axis in e.bind}
     floats = [lower.type(n).dtype for n in nodes if lower.type(n).dtype in ("act", "f32")]
     strong = [d for d, n in zip(floats, nodes, strict=False) if lower.builder[n].op != "constant"]
     natural = "f32" if "f32" in strong else "act"
-    names = {i.name: i for i in dims}
-    scope = fn.scope
-    frame = Frame(f"fn {fn.name}", scope, dict(dims), {}, natural, inlined=True)  # type: ignore[arg-type]
+    frame = Frame(f"fn {fn.name}", fn.scope, dims, {}, natural, inlined=True)  # type: ignore[arg-type]
     for formal, node in zip(fn.definition.formals, nodes, strict=True):
         frame.values[formal.name] = node
-    assert set(names) == {i.name for i in fn.formals}
     before, lower.frame = lower.frame, frame
     f32, lower.f32 = lower.f32, False
     try:
@@ -47,7 +44,7 @@ def call_fn(lower: BodyLowering, e: typed.CallFn) -> str:
 def _arguments(
     lower: BodyLowering,
     e: typed.CallBlock | typed.Chain,
-    callee: ModuleInstance,
+    callee: Instance,
     method: str,
     bind: dict[typed.Index, typed.Axis],
 ) -> tuple[list[str], list[tuple[Dim, ...]], dict[str, str]]:
@@ -61,7 +58,7 @@ def _arguments(
     lifted: list[tuple[Dim, ...]] = []
     names: dict[str, str] = {}
     for formal, node in zip(definition.formals, nodes, strict=True):
-        own = {callee.dim(a).name: lower.dim(bound_axis(a, bind)).name for a in formal.axes}
+        own = {dim_of(callee, a).name: lower.dim(bound_axis(a, bind)).name for a in formal.axes}
         names |= own
         lifted.append(tuple(d for d in lower.type(node).dims if d.name not in own.values()))
     return nodes, lifted, names
@@ -75,13 +72,12 @@ def call_block(lower: BodyLowering, e: typed.CallBlock) -> str:
     else:
         use = next(u for u in lower.instance.block.uses if u.name == e.use)
         callee, bind, child = (
-            lower.elaborator.used(lower.instance, use),
+            lower.elaborator.instances.used(lower.instance, use),
             _bind(lower, use),
             use.name,
         )
     nodes, lifted, names = _arguments(lower, e, callee, e.method, bind)
-    nodes = _as_inputs(lower, nodes, callee, e.method, e.span)
-    body, carried = _body(lower, callee, e.method, Lifting(tuple(lifted)))
+    body, carried = lower.elaborator.body(callee, e.method, Lifting(tuple(lifted)))
     dims, of, pairs = _result(lower, callee, e.method, bind, body, carried, names)
     dtype = lower.elaborator.bodies[body].result.type.dtype
     node = lower.emit("call", nodes, dims, dtype, e.span, of, body=body, child=child, dims=pairs)
@@ -90,12 +86,12 @@ def call_block(lower: BodyLowering, e: typed.CallBlock) -> str:
 
 def call_chain(lower: BodyLowering, e: typed.Chain) -> str:
     use = next(u for u in lower.instance.block.uses if u.name == e.use and u.array is e.index)
-    callee = lower.elaborator.used(lower.instance, use)
+    callee = lower.elaborator.instances.used(lower.instance, use)
     bind = _bind(lower, use)
     nodes, lifted, names = _arguments(lower, e, callee, "call", bind)
-    body, carried = _body(lower, callee, "call", Lifting(tuple(lifted)))
+    body, carried = lower.elaborator.body(callee, "call", Lifting(tuple(lifted)))
     _, of, pairs = _result(lower, callee, "call", bind, body, carried, names)
-    index = lower.instance.dim(e.index)
+    index = dim_of(lower.instance, e.index)
     type = lower.type(nodes[0])
     return lower.emit(
         "chain",
@@ -114,7 +110,7 @@ def call_chain(lower: BodyLowering, e: typed.Chain) -> str:
 def _apply(lower: BodyLowering, e: typed.CallBlock) -> str:
     assert e.pick is not None
     use = next(u for u in lower.instance.block.uses if u.name == e.use)
-    callee = lower.elaborator.used(lower.instance, use)
+    callee = lower.elaborator.instances.used(lower.instance, use)
     bind = _bind(lower, use)
     f32, lower.f32 = lower.f32, False
     pick = lower.expr(e.pick)
@@ -126,7 +122,7 @@ def _apply(lower: BodyLowering, e: typed.CallBlock) -> str:
         type = lower.type(pick)
         pick = lower.emit("expand", (pick,), (*extra, *rows), "i64", e.span, type.of, dims=extra)
         rows = [*extra, *rows]
-    body, carried = _body(lower, callee, e.method, Lifting(tuple(lifted), rows=True))
+    body, carried = lower.elaborator.body(callee, e.method, Lifting(tuple(lifted), rows=True))
     dims, of, pairs = _result(lower, callee, e.method, bind, body, {}, names)
     inner = [d for d in dims if d.kind != "rows"]
     dtype = lower.elaborator.bodies[body].result.type.dtype
@@ -153,24 +149,9 @@ def _bind(lower: BodyLowering, use: typed.Use) -> dict[typed.Index, typed.Axis]:
     return dict(zip(lower.elaborator.source.checker.formals(target[0]), use.bind, strict=True))
 
 
-def _body(
-    lower: BodyLowering, callee: ModuleInstance, method: str, lifting: Lifting
-) -> tuple[str, dict[str, Dim]]:
-    """The callee's body, and its names for the dims it is lifted over."""
-    name = lower.elaborator.body(callee, method, lifting)
-    return name, callee.bodies[(method, lifting)][1]
-
-
-def _as_inputs(
-    lower: BodyLowering, nodes: list[str], callee: ModuleInstance, method: str, span: Span
-) -> list[str]:
-    """Index arguments stay what they are; there is nothing else to adapt yet."""
-    return nodes
-
-
 def _result(
     lower: BodyLowering,
-    callee: ModuleInstance,
+    callee: Instance,
     method: str,
     bind: dict[typed.Index, typed.Axis],
     body: str,
@@ -183,8 +164,8 @@ def _result(
     known: dict[str, Dim] = {}
     for axis in definition.result_axes:
         dim = lower.dim(bound_axis(axis, bind))
-        names[callee.dim(axis).name] = dim.name
-        known[callee.dim(axis).name] = dim
+        names[dim_of(callee, axis).name] = dim.name
+        known[dim_of(callee, axis).name] = dim
     for inner, outer in outside.items():
         names[inner] = outer
     dims: list[Dim] = []
@@ -203,6 +184,3 @@ def _result(
     )
     pairs = tuple(sorted((k, v) for k, v in names.items()))
     return tuple(dims), of, pairs
-
-
-__all__ = ["call_block", "call_chain", "call_fn"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from compiler.ir import Dim
+from compiler.passes.build import dim_of
 from dsl import typed
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def subscripted(lower: BodyLowering, node: str, e: typed.Value) -> str:
 
 def _held(lower: BodyLowering, e: typed.Value, axis: typed.Axis) -> Dim:
     """The dim that stands for a declared axis: parameters keep the block's own names."""
-    return lower.instance.dim(axis) if e.role != "value" else lower.dim(axis)
+    return dim_of(lower.instance, axis) if e.role != "value" else lower.dim(axis)
 
 
 def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Value) -> str:
@@ -42,17 +43,15 @@ def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Va
             to = lower.dim(axis)
             if to.name == dim.name:
                 return node
-            if dim.form == "product" and to.form == "product":
-                return lower._view("rename", node, [dim.name], [to], e.span, dim=dim.name, to=to)
             return lower._view("rename", node, [dim.name], [to], e.span, dim=dim.name, to=to)
         case typed.Part(part=part, inner=inner):
             own = _part_dim(lower, dim, part, e)
             node = lower._view("part", node, [dim.name], [own], e.span, dim=dim.name, part=own.name)
             return _apply(lower, node, own, inner, e)
         case typed.Split(axes=axes, inner=inners):
-            into = dim.parts if dim.form == "product" else tuple(_held(lower, e, a) for a in axes)
+            parts = dim.parts if dim.form == "product" else tuple(_held(lower, e, a) for a in axes)
             taken = set(lower.type(node).names) - {dim.name}
-            into = tuple(_free(d, taken) for d in into)
+            into = tuple(_free(d, taken) for d in parts)
             node = lower._view(
                 "unflatten", node, [dim.name], list(into), e.span, dim=dim.name, into=into
             )
