@@ -63,9 +63,7 @@ def _move(graph: Graph, product: Node, views: set[str]) -> Graph:
             if node.attrs["dim"] in factor.type.names:
                 name = _view(rewriter, node, rewriter.new[name])
             factors.append(name)
-        made = node.with_(
-            op="contract", inputs=tuple(factors), attrs=product.attrs, label=product.label
-        )
+        made = node.with_(op="contract", inputs=tuple(factors), attrs=product.attrs)
         rewriter.replace(node.name, rewriter.new.add(made).name)
     return rewriter.done()
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
-from lowered import Body, dim, program, t
+from lowered import Body, agree, dim, program, t
 
 from compiler.ir import Child, Dim, Graph, Program
 from compiler.passes import hoist
@@ -22,7 +22,8 @@ def turned(b: Body, x: str) -> str:
 def attend() -> Graph:
     b = Body("Attend.call")
     x = b.input("x", t, p)
-    return b.done(b.map("add", turned(b, x), turned(b, b.map("neg", x))))
+    total = b.map("add", turned(b, x), turned(b, b.map("neg", x)))
+    return b.done(b.cast(total, "act"))
 
 
 def ops(graph: Graph) -> Counter[str]:
@@ -47,9 +48,11 @@ def model(attend: Graph) -> Program:
 
 
 def test_a_table_is_computed_once_for_all_layers() -> None:
-    hoisted = hoist.run(model(attend()))
+    before = model(attend())
+    hoisted = hoist.run(before)
+    agree(before, hoisted)
     attn, layer, main = (hoisted.bodies[n] for n in ("Attend.call", "Layer.call", "M.call"))
-    assert ops(attn) == {"input": 2, "mul": 2, "neg": 1, "add": 1}
+    assert ops(attn) == {"input": 2, "mul": 2, "neg": 1, "add": 1, "cast": 1}
     assert [node.attrs["name"] for node in attn.inputs] == ["x", "c"]
     assert ops(layer) == {"input": 2, "call": 2}
     assert ops(main)["cos"] == 1
@@ -73,7 +76,10 @@ def test_a_dim_that_the_caller_uses_for_something_else_gets_another_name() -> No
     y = outer.call(inner_graph, "inner", outer.input("z", t, p), dims={"q": "p"})
     table = outer.contract(other, outer.param("q", d, dim("q", "hidden")), over="d")
     outer_graph = outer.done(outer.map("mul", y, outer.reduce("sum", table, "q")))
-    main = hoist.run(program(outer_graph, SIZES, {"inner": inner_graph})).bodies["M.call"]
+    before = program(outer_graph, SIZES, {"inner": inner_graph})
+    after = hoist.run(before)
+    agree(before, after)
+    main = after.bodies["M.call"]
     (call,) = (node for node in main if node.op == "call")
     assert main[call.inputs[1]].type.names == ("p",)
     assert dict(call.attrs["dims"]) == {"q": "p"}
@@ -102,5 +108,6 @@ def test_bodies_that_become_identical_are_one() -> None:
     x = b.call(second, "b", b.call(first, "a", b.input("x", t, p)))
     made = program(b.done(x), SIZES, {"a": first, "b": second})
     hoisted = hoist.run(made)
+    agree(made, hoisted)
     assert set(hoisted.bodies) == {"Attend.call", "M.call"}
     assert hoisted.modules["b"].methods == {"call": "Attend.call"}

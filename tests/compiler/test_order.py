@@ -16,7 +16,6 @@ from lowered import (
 from compiler.ir import Dim, Graph, Node, Program
 from compiler.passes import order
 
-SMALL = {"hidden": 12, "heads": 3, "rank": 5, "width": 4, "turned": 2, "out": 6}
 i, j, r, d = dim("i", "rows"), dim("j", "columns"), dim("r", "rank"), dim("d", "hidden")
 
 
@@ -107,7 +106,7 @@ def test_one_let_for_keys_and_values_is_two_products() -> None:
 @pytest.mark.parametrize("case", [{}, {"joint": True}, {"rounds": True}])
 def test_both_sides_compute_the_same(case: dict[str, bool]) -> None:
     before = low_rank_attention(**case)  # type: ignore[arg-type]
-    agree(before, order.run(before), SMALL)
+    agree(before, order.run(before))
 
 
 def test_full_rank_attention_has_no_branch() -> None:
@@ -142,7 +141,7 @@ def test_weights_are_never_multiplied_with_each_other(let: bool) -> None:
         "act[t, i] = act[i, r] * act[t, r]",
     ]
     assert not branches(after)
-    agree(before, after, {"rows": 3, "columns": 4, "rank": 2})
+    agree(before, after)
 
 
 def test_a_value_read_twice_is_computed_once() -> None:
@@ -163,7 +162,7 @@ def test_inner_sums_keep_their_dims_apart() -> None:
     up = b.contract(b.param("U", r, d), x, over="d", name="up")
     y = b.contract(b.param("W", d, r), up, b.param("gain", d), over="r", name="y")
     before = program(b.done(y), {"rank": 64, "hidden": 64})
-    agree(before, order.run(before), {"rank": 2, "hidden": 3})
+    agree(before, order.run(before))
 
 
 def test_stacked_keys_are_a_sum_of_products() -> None:
@@ -181,7 +180,7 @@ def test_stacked_keys_are_a_sum_of_products() -> None:
     score = b.contract(b.cast(q), b.cast(keys), over="n|e", name="score")
     before = program(b.done(score), PUBLISHED | {"rank": 512})
     after = order.run(before)
-    agree(before, after, SMALL)
+    agree(before, after)
     assert limit(after) > 1
     assert not {"concat", "expand"} & {n.op for g in after.bodies.values() for n in g}
 
@@ -213,7 +212,7 @@ def test_two_attentions_of_one_body_have_a_branch_each() -> None:
     after = order.run(before)
     assert [branch.attrs["when"] for branch in branches(after)] == [("time", "<=", 163)] * 2
     assert len(after.bodies) == 5
-    agree(before, after, {"heads": 2, "width": 3, "rank": 4})
+    agree(before, after)
 
 
 def test_scores_that_are_read_elsewhere_do_not_join_the_branch() -> None:
@@ -229,7 +228,7 @@ def test_scores_that_are_read_elsewhere_do_not_join_the_branch() -> None:
     before = program(b.done(total), {"heads": 128, "width": 128, "rank": 512})
     after = order.run(before)
     assert len(branches(after)) == 2
-    agree(before, after, {"heads": 2, "width": 3, "rank": 4})
+    agree(before, after)
 
 
 def test_blocks_of_an_array_have_no_branch() -> None:
