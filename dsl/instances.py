@@ -91,7 +91,7 @@ class Instances:
             raise fail("E0304", str(error), expr.span) from None
 
     def lookup(self, instance: Instance, scope: ConstScope | None = None) -> Lookup:
-        """What constant expressions in a block can name: its own constants, settings, the program's."""
+        """What a block's constant expressions can name: its own, its settings, the program's."""
         local = scope.local if scope is not None else {}
 
         def size(name: str, span: Span) -> Constant:

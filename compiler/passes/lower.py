@@ -10,6 +10,7 @@ from compiler import rules
 from compiler.ir import ROWS, Dim, Graph, Type
 from compiler.passes.build import Builder, Lifting, dim_of
 from compiler.passes.lower_calls import call_block, call_chain, call_fn
+from compiler.passes.lower_exprs import FLOATS, choice, contraction, join, reduce
 from compiler.passes.views import subscripted
 from dsl import syntax as ast
 from dsl import typed
@@ -21,8 +22,6 @@ from dsl.scope import ConstScope, atoms
 
 if TYPE_CHECKING:
     from compiler.passes.elaborate import Elaborator
-
-FLOATS = ("act", "f32")
 
 
 @dataclass
@@ -98,7 +97,7 @@ class BodyLowering:
     # -- dims ------------------------------------------------------------------------------------
 
     def _claim(self, dim: Dim, owner: object) -> Dim:
-        """``dim`` under a name that nothing else has in this body. Time and history are one each."""
+        """``dim`` under a name that is its own in this body. Time and history are one each."""
         if dim.kind in ("time", "history"):
             owner = dim.kind
         name, number = dim.name, 1
@@ -147,7 +146,7 @@ class BodyLowering:
         return self.builder.type(node)
 
     def union(self, *nodes: str) -> tuple[Dim, ...]:
-        """Dims of an unnamed result: tokens first, then those carried through, then as they come."""
+        """Dims of an unnamed result: tokens, then those carried through, then as they come."""
         dims = rules.union(self.type(n) for n in nodes)
         carried = {d.name for d in self.lifted.values()}
         return tuple(
@@ -282,16 +281,16 @@ class BodyLowering:
             dim = self.dim(axis)
             if dim.name == into.name or dim.name not in names:
                 return node
-            return self._view("rename", node, [dim.name], [into], span, dim=dim.name, to=into)
+            return self.view("rename", node, [dim.name], [into], span, dim=dim.name, to=into)
         for part in axis.parts:
             if isinstance(part, typed.Product):
                 node = self._join(node, part, self.dim(part), span)
         parts = tuple(self.dim(p).name for p in axis.parts)
         if not set(parts) <= set(self.type(node).names):
             return node
-        return self._view("flatten", node, list(parts), [into], span, dims=parts, into=into)
+        return self.view("flatten", node, list(parts), [into], span, dims=parts, into=into)
 
-    def _view(
+    def view(
         self, op: str, node: str, old: list[str], new: list[Dim], span: Span | None, /, **attrs: Any
     ) -> str:
         """A view in which dims ``old`` are replaced, where the first of them stands, by ``new``."""
@@ -332,13 +331,13 @@ class BodyLowering:
             case typed.Map(fn=fn, args=args):
                 return self.map(fn, tuple(self.expr(a) for a in args), e.span)
             case typed.Contraction():
-                return self._contraction(e)
+                return contraction(self, e)
             case typed.Reduce():
-                return self._reduce(e)
+                return reduce(self, e)
             case typed.Choice():
-                return self._choice(e)
+                return choice(self, e)
             case typed.Join():
-                return self._stack(e)
+                return join(self, e)
             case typed.Broadcast(axes=axes, arg=arg):
                 node = self.expr(arg)
                 dims = tuple(self.dim(a) for a in axes)
@@ -363,92 +362,3 @@ class BodyLowering:
             node = self.emit(e.role, (), dims, stored.dtype, stored.span, param=e.name)
         node = subscripted(self, node, e)
         return self.cast(node, "f32", e.span) if self.f32 else node
-
-    def _contraction(self, e: typed.Contraction) -> str:
-        """Factors that share a summed index are contracted; the others multiply the result."""
-        over = tuple(self.dim(a).name for a in e.over)
-        nodes = [(self.expr(f.value), f.divides) for f in e.factors]
-        summed = [n for n in nodes if set(self.type(n[0]).names) & set(over)]
-        rest = [n for n in nodes if n not in summed]
-        result: str | None = None
-        if summed:
-            factors = tuple(
-                self.map("div", (self.constant(1.0, e.span), n), e.span) if divides else n
-                for n, divides in summed
-            )
-            dims = tuple(d for d in self.union(*factors) if d.name not in over)
-            dtype = self.builder.dtype(*factors)
-            if dtype not in FLOATS:
-                factors = tuple(self._float(f, e.span) for f in factors)
-                dtype = "f32"
-            result = self.emit("contract", factors, dims, dtype, e.span, over=over)
-        for node, divides in rest:
-            if result is None:
-                result = (
-                    self.map("div", (self.constant(1.0, e.span), node), e.span) if divides else node
-                )
-            else:
-                result = self.map("div" if divides else "mul", (result, node), e.span)
-        assert result is not None
-        return result
-
-    def _float(self, node: str, span: Span) -> str:
-        type = self.type(node)
-        return node if type.dtype in FLOATS else self.emit("cast", (node,), type.dims, "f32", span)
-
-    def _reduce(self, e: typed.Reduce) -> str:
-        node = self.expr(e.arg)
-        over = tuple(self.dim(a).name for a in e.over)
-        type = self.type(node)
-        dtype = "f32" if e.fn == "mean" and type.dtype == "i64" else type.dtype
-        dims = [d for d in type.dims if d.name not in over]
-        return self.emit("reduce", (node,), dims, dtype, e.span, fn=e.fn, over=over)
-
-    def _choice(self, e: typed.Choice) -> str:
-        node = self.expr(e.arg)
-        over = self.dim(e.over)
-        parts: tuple[Dim, ...] = ()
-        if over.name not in self.type(node).names:
-            assert isinstance(e.over.alias, typed.Product)
-            parts = tuple(self.dim(p) for p in e.over.alias.parts)
-            names = tuple(p.name for p in parts)
-            node = self._view("flatten", node, list(names), [over], e.span, dims=names, into=over)
-        type = self.type(node)
-        if e.fn == "softmax":
-            node = self._float(node, e.span)
-            return self.emit(
-                "softmax", (node,), type.dims, self.type(node).dtype, e.span, over=over.name
-            )
-        if e.fn == "in_top":
-            assert e.count is not None
-            instances = self.elaborator.instances
-            count = self.extent(instances.extent_of(e.count, self.instance, self.number(e.count)))
-            node = self.emit(
-                "in_top", (node,), type.dims, "bool", e.span, over=over.name, count=count
-            )
-            if parts:
-                node = self._view(
-                    "unflatten", node, [over.name], list(parts), e.span, dim=over.name, into=parts
-                )
-            return node
-        assert e.to is not None
-        to = self.dim(e.to)
-        dims = tuple(to if d.name == over.name else d for d in type.dims)
-        if e.fn == "top":
-            return self.emit("top", (node,), dims, type.dtype, e.span, over=over.name, to=to.name)
-        return self.emit("argtop", (node,), dims, "i64", e.span, over, over=over.name, to=to.name)
-
-    def _stack(self, e: typed.Join) -> str:
-        nodes = [self.expr(a) for a in e.args]
-        axis = self.dim(e.axis)
-        dims = tuple(d for d in self.union(*nodes) if d not in axis.parts)
-        filled = []
-        for number, node in enumerate(nodes):
-            own = (axis.parts[number],) if e.fn == "concat" else ()
-            missing = tuple(d for d in dims if d.name not in self.type(node).names)
-            if missing:
-                node = self.emit(
-                    "expand", (node,), (*dims, *own), self.type(node).dtype, e.span, dims=missing
-                )
-            filled.append(node)
-        return self.emit(e.fn, filled, (*dims, axis), self.builder.dtype(*filled), e.span, dim=axis)

@@ -122,7 +122,7 @@ def _apply(lower: BodyLowering, e: typed.CallBlock) -> str:
         type = lower.type(pick)
         pick = lower.emit("expand", (pick,), (*extra, *rows), "i64", e.span, type.of, dims=extra)
         rows = [*extra, *rows]
-    body, carried = lower.elaborator.body(callee, e.method, Lifting(tuple(lifted), rows=True))
+    body, _ = lower.elaborator.body(callee, e.method, Lifting(tuple(lifted), rows=True))
     dims, of, pairs = _result(lower, callee, e.method, bind, body, {}, names)
     inner = [d for d in dims if d.kind != "rows"]
     dtype = lower.elaborator.bodies[body].result.type.dtype
@@ -166,8 +166,7 @@ def _result(
         dim = lower.dim(bound_axis(axis, bind))
         names[dim_of(callee, axis).name] = dim.name
         known[dim_of(callee, axis).name] = dim
-    for inner, outer in outside.items():
-        names[inner] = outer
+    names |= outside
     dims: list[Dim] = []
     result = lower.elaborator.bodies[body].result.type
     for d in result.dims:

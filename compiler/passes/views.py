@@ -25,7 +25,7 @@ def subscripted(lower: BodyLowering, node: str, e: typed.Value) -> str:
     if any(lower.dim(sub.axis).name in names for _, sub in renamed if isinstance(sub, typed.Take)):
         for position, (dim, _) in enumerate(zip(held, e.subscripts, strict=True)):
             aside = Dim(f"{dim.name}~", dim.size, dim.kind, dim.form, dim.parts, dim.start)
-            node = lower._view("rename", node, [dim.name], [aside], e.span, dim=dim.name, to=aside)
+            node = lower.view("rename", node, [dim.name], [aside], e.span, dim=dim.name, to=aside)
             held[position] = aside
     for dim, sub in zip(held, e.subscripts, strict=True):
         node = _apply(lower, node, dim, sub, e)
@@ -43,16 +43,16 @@ def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Va
             to = lower.dim(axis)
             if to.name == dim.name:
                 return node
-            return lower._view("rename", node, [dim.name], [to], e.span, dim=dim.name, to=to)
+            return lower.view("rename", node, [dim.name], [to], e.span, dim=dim.name, to=to)
         case typed.Part(part=part, inner=inner):
             own = _part_dim(lower, dim, part, e)
-            node = lower._view("part", node, [dim.name], [own], e.span, dim=dim.name, part=own.name)
+            node = lower.view("part", node, [dim.name], [own], e.span, dim=dim.name, part=own.name)
             return _apply(lower, node, own, inner, e)
         case typed.Split(axes=axes, inner=inners):
             parts = dim.parts if dim.form == "product" else tuple(_held(lower, e, a) for a in axes)
             taken = set(lower.type(node).names) - {dim.name}
             into = tuple(_free(d, taken) for d in parts)
-            node = lower._view(
+            node = lower.view(
                 "unflatten", node, [dim.name], list(into), e.span, dim=dim.name, into=into
             )
             for own, inner in zip(into, inners, strict=True):
@@ -61,15 +61,14 @@ def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Va
         case typed.At(value=value):
             at = lower.number(value)
             assert isinstance(at, int)
-            return lower._view("select", node, [dim.name], [], e.span, dim=dim.name, at=at)
+            return lower.view("select", node, [dim.name], [], e.span, dim=dim.name, at=at)
         case typed.Pick(value=value):
             f32, lower.f32 = lower.f32, False
             index = lower.expr(value)
             lower.f32 = f32
             type = lower.type(node)
-            own = lower.type(index).dims
             shared = {d.name for d in type.dims}
-            new = [d for d in own if d.name not in shared]
+            new = [d for d in lower.type(index).dims if d.name not in shared]
             dims = []
             for d in type.dims:
                 dims += new if d.name == dim.name else [d]

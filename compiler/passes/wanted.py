@@ -13,7 +13,8 @@ from compiler.ir import WANTED, Dim, Graph, Node, Program, Rewriter, Type
 
 # Ops that treat positions one by one, as long as they do not work along time itself.
 POINTWISE = frozenset(
-    "map contract reduce softmax top argtop in_top gather cast flatten unflatten part select rename expand stack concat".split()
+    "map contract reduce softmax top argtop in_top gather cast "
+    "flatten unflatten part select rename expand stack concat".split()
 )
 
 
@@ -41,7 +42,9 @@ def _select(graph: Graph) -> Graph:
             return rewriter.to[name]
         if name not in chosen:
             type = _with(graph[name].type, time, row)
-            chosen[name] = rewriter.emit("wanted", "select_rows", [rewriter.to[name]], type, span=graph[name].span).name
+            chosen[name] = rewriter.emit(
+                "wanted", "select_rows", [rewriter.to[name]], type, span=graph[name].span
+            ).name
         return chosen[name]
 
     for node in graph:
@@ -66,7 +69,12 @@ def _tail(graph: Graph) -> set[str]:
     for node in reversed(list(graph)):
         users = graph.users(node.name)
         wanted = node.name == graph.output or (users and all(u.name in inside for u in users))
-        if wanted and _time(node) is not None and node.op in POINTWISE and not _along_time(node, graph):
+        if (
+            wanted
+            and _time(node) is not None
+            and node.op in POINTWISE
+            and not _along_time(node, graph)
+        ):
             inside.add(node.name)
     return inside
 
