@@ -64,7 +64,9 @@ class Used:
 def _private(checker: Checker, e: ast.Call, used: Used, method: str) -> Failed:
     where = f"def {method}" if method != "call" else "the def"
     return checker.error(
-        "E0503", f"{where} of '{used.use.block}' takes or gives an index that only '{used.use.block}' knows", e.span,
+        "E0503",
+        f"{where} of '{used.use.block}' takes or gives an index that only '{used.use.block}' knows",
+        e.span,
         notes=[(used.use.span, "used here")],
         hint="in the signature, name only time and the block's indices in brackets: block B[d, h] { ... }",
     )
@@ -81,11 +83,16 @@ def check_call(checker: Checker, e: ast.Call) -> Expr:
         return _used(checker, e)
     if e.member is not None:
         raise checker.error(
-            "E0205", f"no block is used under the name '{name}'", e.name.span, hint=near(name, checker.uses)
+            "E0205",
+            f"no block is used under the name '{name}'",
+            e.name.span,
+            hint=near(name, checker.uses),
         )
     if name in checker.defs:
         if e.subscripts is not None:
-            raise checker.error("E0501", f"'{name}' is a def of this block and takes no indices", e.span)
+            raise checker.error(
+                "E0501", f"'{name}' is a def of this block and takes no indices", e.span
+            )
         return _call(checker, e, checker.defs[name], {}, method=name)
     visible = checker.scope.unit.visible.get(name)
     if visible is not None and isinstance(visible[0], ast.Fn):
@@ -104,13 +111,21 @@ def _unknown(checker: Checker, e: ast.Call) -> Failed:
     visible = checker.scope.unit.visible
     if name in visible and isinstance(visible[name][0], ast.Block):
         return checker.error(
-            "E0205", f"'{name}' is a block: use it before calling it", e.name.span, hint=f"use inner = {name}[...]"
+            "E0205",
+            f"'{name}' is a block: use it before calling it",
+            e.name.span,
+            hint=f"use inner = {name}[...]",
         )
     if checker.find(name) is not None:
         return checker.error("E0207", f"'{name}' is a value and cannot be called", e.name.span)
     functions = [n for n, (d, _) in visible.items() if isinstance(d, ast.Fn)]
     known = [*functions, *BUILTINS, *checker.uses, *checker.defs]
-    return checker.error("E0207", f"no function or used block is called '{name}'", e.name.span, hint=near(name, known))
+    return checker.error(
+        "E0207",
+        f"no function or used block is called '{name}'",
+        e.name.span,
+        hint=near(name, known),
+    )
 
 
 # -- built-ins -------------------------------------------------------------------------------------
@@ -131,7 +146,10 @@ def _builtin(checker: Checker, e: ast.Call) -> Expr:
                 checker._want(arg, "number")
             return Map(e.span, _union(args), fn=name, args=tuple(args))
         raise checker.error(
-            "E0501", f"'{name}' says in brackets which index it works on", e.span, hint=f"{name}[i](...)"
+            "E0501",
+            f"'{name}' says in brackets which index it works on",
+            e.span,
+            hint=f"{name}[i](...)",
         )
     if name not in INDEXED:
         raise checker.error("E0501", f"'{name}' takes no indices", e.span)
@@ -159,7 +177,9 @@ def _number_of_arguments(checker: Checker, e: ast.Call, number: int) -> None:
     if len(e.arguments) != number:
         plural = "s" * (number != 1)
         raise checker.error(
-            "E0501", f"'{e.name.text}' takes {number} argument{plural}, not {len(e.arguments)}", e.span
+            "E0501",
+            f"'{e.name.text}' takes {number} argument{plural}, not {len(e.arguments)}",
+            e.span,
         )
 
 
@@ -169,7 +189,13 @@ def _where(checker: Checker, e: ast.Call) -> Expr:
     kind = then.kind if then.kind == otherwise.kind == "bool" else "number"
     checker._want(then, kind)
     checker._want(otherwise, kind)
-    return Map(e.span, _union([condition, then, otherwise]), kind, fn="where", args=(condition, then, otherwise))
+    return Map(
+        e.span,
+        _union([condition, then, otherwise]),
+        kind,
+        fn="where",
+        args=(condition, then, otherwise),
+    )
 
 
 def _inside(checker: Checker, e: ast.Expr, axes: list[Axis]) -> Expr:
@@ -198,7 +224,10 @@ def _ranges_over(checker: Checker, arg: Expr, axis: Axis, what: str) -> tuple[Ax
         return parts
     written = f"[{', '.join(map(str, arg.free))}]" if arg.free else "no index"
     raise checker.error(
-        "E0403", f"{what} over '{axis}', which its argument does not range over", arg.span, f"ranges over {written}",
+        "E0403",
+        f"{what} over '{axis}', which its argument does not range over",
+        arg.span,
+        f"ranges over {written}",
         notes=[(axis.span if isinstance(axis, Index) else None, f"'{axis}' is declared here")],
     )
 
@@ -223,13 +252,18 @@ def _choice(checker: Checker, e: ast.Call) -> Expr:
     if name in ("top", "argtop"):
         if len(e.subscripts) != 1 or first.to is None:
             raise checker.error(
-                "E0501", f"'{name}' says what it chooses from and what it gives", e.span, hint=f"{name}[e -> k](...)"
+                "E0501",
+                f"'{name}' says what it chooses from and what it gives",
+                e.span,
+                hint=f"{name}[e -> k](...)",
             )
         to = checker.scope.index(first.to)
         first = ast.Subscript(first.parts, None, first.span)
     elif name == "in_top":
         if len(e.subscripts) != 2 or len(e.subscripts[1].parts) != 1:
-            raise checker.error("E0501", "'in_top' takes an index and how many", e.span, hint="in_top[g, 4](...)")
+            raise checker.error(
+                "E0501", "'in_top' takes an index and how many", e.span, hint="in_top[g, 4](...)"
+            )
         count = e.subscripts[1].parts[0]
         checker.scope.extent(count)
     elif len(e.subscripts) != 1:
@@ -237,7 +271,9 @@ def _choice(checker: Checker, e: ast.Call) -> Expr:
     axis = checker.scope.axis(first)
     if not isinstance(axis, Index):
         raise checker.error(
-            "E0401", f"'{name}' works on one index, and '{axis}' is several", first.span,
+            "E0401",
+            f"'{name}' works on one index, and '{axis}' is several",
+            first.span,
             hint=f"name it: index e = {axis}",
         )
     _number_of_arguments(checker, e, 1)
@@ -252,7 +288,16 @@ def _choice(checker: Checker, e: ast.Call) -> Expr:
     if name == "in_top" and len(parts) > 1:
         free = tuple(p for a in free for p in (parts if a is axis else (a,)))
     return Choice(
-        e.span, free, kind, of, fn=name, over=axis, to=to, count=count, scope=checker.scope.consts, arg=arg
+        e.span,
+        free,
+        kind,
+        of,
+        fn=name,
+        over=axis,
+        to=to,
+        count=count,
+        scope=checker.scope.consts,
+        arg=arg,
     )
 
 
@@ -268,7 +313,9 @@ def _join(checker: Checker, e: ast.Call) -> Expr:
     if name == "stack":
         if not isinstance(axis, Index) or axis.extent.constant != len(args):
             raise checker.error(
-                "E0501", f"stack makes an index of extent {len(args)} here, and '{axis}' has {axis.size}", e.span
+                "E0501",
+                f"stack makes an index of extent {len(args)} here, and '{axis}' has {axis.size}",
+                e.span,
             )
         if any(axis in a.free for a in args):
             raise checker.error("E0409", f"'{axis}' is an index of an argument already", e.span)
@@ -279,7 +326,10 @@ def _join(checker: Checker, e: ast.Call) -> Expr:
     parts = axis.parts if isinstance(axis, Sum) else ()
     if len(parts) != len(args):
         raise checker.error(
-            "E0501", f"concat takes one argument for each part of '{axis}'", e.span, hint="concat[n|j](a[n], b[j])"
+            "E0501",
+            f"concat takes one argument for each part of '{axis}'",
+            e.span,
+            hint="concat[n|j](a[n], b[j])",
         )
     for part, arg in zip(parts, args, strict=True):
         if part not in arg.free:
@@ -307,7 +357,9 @@ def _function(checker: Checker, e: ast.Call) -> Expr:
     if len(given) != len(signature.indices):
         wanted = f"[{', '.join(i.name for i in signature.indices)}]"
         raise checker.error(
-            "E0501", f"'{e.name.text}' works on {wanted if signature.indices else 'no indices'}", e.span,
+            "E0501",
+            f"'{e.name.text}' works on {wanted if signature.indices else 'no indices'}",
+            e.span,
             notes=[(signature.span, "declared here")],
             hint=f"{e.name.text}[j](...)" if signature.indices else "",
         )
@@ -323,21 +375,28 @@ def _used(checker: Checker, e: ast.Call) -> Expr:
         raise _private(checker, e, used, method)
     if signature is None:
         raise checker.error(
-            "E0208", f"'{used.use.block}' has no def '{method}'", (e.member or e.name).span,
-            notes=[(used.use.span, "used here")], hint=near(method, used.defs) or "",
+            "E0208",
+            f"'{used.use.block}' has no def '{method}'",
+            (e.member or e.name).span,
+            notes=[(used.use.span, "used here")],
+            hint=near(method, used.defs) or "",
         )
     bind = dict(zip(used.indices, used.use.bind, strict=True))
     array = used.use.array
     if array is None:
         if e.subscripts is not None:
             raise checker.error(
-                "E0501", f"'{e.name.text}' is one block, not an array of them", e.span,
+                "E0501",
+                f"'{e.name.text}' is one block, not an array of them",
+                e.span,
                 notes=[(used.use.span, "used here")],
             )
         return _call(checker, e, signature, bind, use=e.name.text, method=method)
     if e.subscripts is None or len(e.subscripts) != 1:
         raise checker.error(
-            "E0501", f"'{e.name.text}' is an array over '{array}': say which", e.span,
+            "E0501",
+            f"'{e.name.text}' is an array over '{array}': say which",
+            e.span,
             notes=[(used.use.span, "used here")],
             hint=f"{e.name.text}[pick[k]](...) runs the picked ones, chain[{array}]({e.name.text}, ...) one after another",
         )
@@ -357,7 +416,9 @@ def _array_index(checker: Checker, given: ast.Subscript, array: Index) -> Expr:
     if pick.kind != "index" or not same:
         what = f"picks a position of '{pick.of}'" if pick.of is not None else "is a number"
         raise checker.error(
-            "E0404", f"this {what}, and the array runs over '{array}'", given.span,
+            "E0404",
+            f"this {what}, and the array runs over '{array}'",
+            given.span,
             notes=[(array.span, f"'{array}' is declared here")],
         )
     return pick
@@ -367,7 +428,9 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
     assert e.subscripts is not None
     axis = checker.scope.axis(e.subscripts[0])
     if len(e.subscripts) != 1 or not isinstance(axis, Index) or len(e.arguments) < 2:
-        raise checker.error("E0501", "a chain runs an array of blocks", e.span, hint="chain[a](layers, x[t,d])")
+        raise checker.error(
+            "E0501", "a chain runs an array of blocks", e.span, hint="chain[a](layers, x[t,d])"
+        )
     first = e.arguments[0]
     name = first.name.text if isinstance(first, ast.Ref) and first.subscripts is None else ""
     pieces = [u for u in checker.pieces.get(name, []) if u.use.array is axis]
@@ -376,7 +439,9 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
             raise Failed
         arrays = [n for n, us in checker.pieces.items() if any(u.use.array is not None for u in us)]
         raise checker.error(
-            "E0205", f"no array of blocks over '{axis}' is used under this name", first.span,
+            "E0205",
+            f"no array of blocks over '{axis}' is used under this name",
+            first.span,
             hint=near(name, arrays) or f"use layers[{axis}] = Block[...]",
         )
     used = pieces[0]
@@ -391,7 +456,9 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
     assert isinstance(call, CallBlock)
     if set(call.free) != set(call.args[0].free):
         raise checker.error(
-            "E0502", f"a block of a chain must give what it takes, and '{used.use.block}' does not", e.span,
+            "E0502",
+            f"a block of a chain must give what it takes, and '{used.use.block}' does not",
+            e.span,
             f"takes {_shown(call.args[0].free)}, gives {_shown(call.free)}",
             notes=[(signature.span, "declared here")],
         )
@@ -429,7 +496,9 @@ def _call(
         raise checker.error(
             "E0501",
             f"'{name}' takes {len(signature.formals)} argument{'s' * (len(signature.formals) != 1)}, not {len(e.arguments)}",
-            e.span, f"expected ({wanted})", notes=[(signature.span, "declared here")],
+            e.span,
+            f"expected ({wanted})",
+            notes=[(signature.span, "declared here")],
         )
     args = checker.all(e.arguments)
     lifted: list[Axis] = list(pick.free) if pick is not None else []
@@ -438,22 +507,32 @@ def _call(
         for axis in wanted_axes:
             if axis not in arg.free:
                 raise checker.error(
-                    "E0403", f"'{name}' works on '{axis}', which this argument does not range over", arg.span,
-                    f"ranges over {_shown(arg.free)}", notes=[(formal.span, "declared here")],
+                    "E0403",
+                    f"'{name}' works on '{axis}', which this argument does not range over",
+                    arg.span,
+                    f"ranges over {_shown(arg.free)}",
+                    notes=[(formal.span, "declared here")],
                 )
         of = bound_axis(formal.of, bind) if formal.of is not None else None
         if of is not None and arg.of is not of:
             raise checker.error(
-                "E0404", f"positions of '{of}' are expected here", arg.span, notes=[(formal.span, "declared here")]
+                "E0404",
+                f"positions of '{of}' are expected here",
+                arg.span,
+                notes=[(formal.span, "declared here")],
             )
         if arg.kind == "bool":
-            raise checker.error("E0602", "a number is expected here", arg.span, "this is a truth value")
+            raise checker.error(
+                "E0602", "a number is expected here", arg.span, "this is a truth value"
+            )
         lifted += [a for a in arg.free if a not in wanted_axes and a not in lifted]
     results = [bound_axis(a, bind) for a in signature.result_axes]
     clash = [a for a in results if a in lifted]
     if clash:
         raise checker.error(
-            "E0409", f"the result of '{name}' ranges over '{clash[0]}', and so does an argument", e.span,
+            "E0409",
+            f"the result of '{name}' ranges over '{clash[0]}', and so does an argument",
+            e.span,
             hint="declare a second index of the same extent",
         )
     free = (*lifted, *results)
@@ -461,7 +540,16 @@ def _call(
     of = result_of if isinstance(result_of, Index) else None
     kind = "index" if of is not None else "number"
     if fn:
-        return CallFn(e.span, free, kind, of, fn=fn, target=checker.scope.unit.visible[fn], bind=tuple(bind.items()), args=tuple(args))
+        return CallFn(
+            e.span,
+            free,
+            kind,
+            of,
+            fn=fn,
+            target=checker.scope.unit.visible[fn],
+            bind=tuple(bind.items()),
+            args=tuple(args),
+        )
     return CallBlock(e.span, free, kind, of, use=use, method=method, pick=pick, args=tuple(args))
 
 

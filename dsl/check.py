@@ -61,7 +61,9 @@ def atom_of(condition: ast.Expr) -> tuple[str, bool]:
 def variants(items: tuple[ast.Item, ...]) -> list[Decide]:
     """One decision function for each way the conditions can turn out."""
     texts = list(dict.fromkeys(atom_of(c)[0] for c in conditions(items)))
-    outcomes = list(itertools.islice(itertools.product((True, False), repeat=len(texts)), MOST_VARIANTS))
+    outcomes = list(
+        itertools.islice(itertools.product((True, False), repeat=len(texts)), MOST_VARIANTS)
+    )
 
     def decide_by(outcome: tuple[bool, ...]) -> Decide:
         table = dict(zip(texts, outcome, strict=True))
@@ -99,7 +101,8 @@ class ProgramChecker(Context):
         """The formal indices of a block or function, made once."""
         if id(decl) not in self._formals:
             self._formals[id(decl)] = tuple(
-                Index(i.text, Extent.name(size_name(i.text)), span=i.span, formal=True) for i in decl.indices
+                Index(i.text, Extent.name(size_name(i.text)), span=i.span, formal=True)
+                for i in decl.indices
             )
         return self._formals[id(decl)]
 
@@ -146,7 +149,9 @@ class ProgramChecker(Context):
             self._heads[id(decl)] = Head(self.formals(decl), defs, frozenset(private))
         return self._heads[id(decl)]
 
-    def signature(self, decl: ast.Def | ast.Fn, scope: Scope, indices: tuple[Index, ...]) -> Signature:
+    def signature(
+        self, decl: ast.Def | ast.Fn, scope: Scope, indices: tuple[Index, ...]
+    ) -> Signature:
         formals: list[typed.Formal] = []
         failed = False
         for formal in decl.formals:
@@ -169,7 +174,9 @@ class ProgramChecker(Context):
         source = next((f for f in before if shifted and f.name == shifted[0]), None)
         if shifted is None or source is None or source.axes != axes:
             scope.found.error(
-                "E0508", "an input may be another input moved along time, and nothing else", formal.value.span,
+                "E0508",
+                "an input may be another input moved along time, and nothing else",
+                formal.value.span,
                 hint="after[t] = token[t + 1]",
             )
             raise Failed
@@ -183,7 +190,12 @@ class ProgramChecker(Context):
         members = list(flatten(decl.members, decide))
         taken: dict[str, Span] = {}
         self._enter(scope, members)
-        stored = tuple(s for m in members if isinstance(m, ast.ParamDecl) for s in self._stored(m, scope, taken))
+        stored = tuple(
+            s
+            for m in members
+            if isinstance(m, ast.ParamDecl)
+            for s in self._stored(m, scope, taken)
+        )
         uses: list[typed.Use] = []
         for member in members:
             if isinstance(member, ast.UseDecl):
@@ -202,17 +214,28 @@ class ProgramChecker(Context):
         defs: dict[str, typed.Def] = {}
         for member in members:
             if isinstance(member, ast.Def) and member.name.text in signatures:
-                checker = Checker(Scope(self, unit, f"{decl.name.text}.{member.name.text}", scope), dict(values))
+                checker = Checker(
+                    Scope(self, unit, f"{decl.name.text}.{member.name.text}", scope), dict(values)
+                )
                 checker.failed |= broken
                 checker.defs = signatures
                 self._give_uses(checker, uses)
                 try:
-                    defs[member.name.text] = self.definition(member, signatures[member.name.text], checker, decide)
+                    defs[member.name.text] = self.definition(
+                        member, signatures[member.name.text], checker, decide
+                    )
                 except Failed:
                     pass
         settings = {s.name.text: s.value for s in decl.settings}
         return typed.Block(
-            decl.name.text, self.formals(decl), settings, stored, tuple(uses), defs, scope.consts, decl.name.span
+            decl.name.text,
+            self.formals(decl),
+            settings,
+            stored,
+            tuple(uses),
+            defs,
+            scope.consts,
+            decl.name.span,
         )
 
     def _give_uses(self, checker: Checker, uses: list[typed.Use]) -> None:
@@ -229,7 +252,9 @@ class ProgramChecker(Context):
             if isinstance(item, ast.ConstDecl):
                 if item.keys or item.value is None:
                     scope.found.error(
-                        "E0308", "only constants at the left margin read config.json", item.span,
+                        "E0308",
+                        "only constants at the left margin read config.json",
+                        item.span,
                         hint="declare the constant outside the block",
                     )
                 else:
@@ -237,7 +262,9 @@ class ProgramChecker(Context):
             elif isinstance(item, ast.IndexDecl):
                 scope.declare(item)
 
-    def _stored(self, decl: ast.ParamDecl, scope: Scope, taken: dict[str, Span]) -> list[typed.Stored]:
+    def _stored(
+        self, decl: ast.ParamDecl, scope: Scope, taken: dict[str, Span]
+    ) -> list[typed.Stored]:
         _claim(scope, taken, decl.name, decl.role)
         try:
             axes = scope.axes(decl.subscripts)
@@ -247,14 +274,21 @@ class ProgramChecker(Context):
         dynamic = [a for axis in axes for a in atoms(axis) if a.kind != "plain"]
         if dynamic:
             scope.found.error(
-                "E0411", f"'{decl.name.text}' is stored and cannot range over {dynamic[0].kind}", decl.span,
-                hint="what is kept from token to token is written: cached name[s,...] = ..." ,
+                "E0411",
+                f"'{decl.name.text}' is stored and cannot range over {dynamic[0].kind}",
+                decl.span,
+                hint="what is kept from token to token is written: cached name[s,...] = ...",
             )
             return []
         return [typed.Stored(decl.name.text, axes, dtype, decl.role, decl.name.span)]
 
     def _use(
-        self, decl: ast.UseDecl, scope: Scope, taken: dict[str, Span], uses: list[typed.Use], unit: Unit
+        self,
+        decl: ast.UseDecl,
+        scope: Scope,
+        taken: dict[str, Span],
+        uses: list[typed.Use],
+        unit: Unit,
     ) -> None:
         name = decl.name.text
         pieces = [u for u in uses if u.name == name]
@@ -266,7 +300,9 @@ class ProgramChecker(Context):
                 blocks = [n for n, (d, _) in unit.visible.items() if isinstance(d, ast.Block)]
                 hint = near(decl.block.text, blocks) or "is an import missing?"
                 what = "is a function, not a block" if visible else "is no block"
-                scope.found.error("E0205", f"'{decl.block.text}' {what}", decl.block.span, hint=hint)
+                scope.found.error(
+                    "E0205", f"'{decl.block.text}' {what}", decl.block.span, hint=hint
+                )
             return
         target = visible[0]
         try:
@@ -277,16 +313,22 @@ class ProgramChecker(Context):
         if len(bind) != len(target.indices):
             wanted = f"[{', '.join(i.text for i in target.indices)}]"
             scope.found.error(
-                "E0501", f"'{target.name.text}' takes {len(target.indices)} indices, not {len(bind)}", decl.span,
-                f"expected {target.name.text}{wanted}", notes=[(target.name.span, "declared here")],
+                "E0501",
+                f"'{target.name.text}' takes {len(target.indices)} indices, not {len(bind)}",
+                decl.span,
+                f"expected {target.name.text}{wanted}",
+                notes=[(target.name.span, "declared here")],
             )
             return
         known = [s.name.text for s in target.settings]
         for setting in decl.settings:
             if setting.name.text not in known:
                 scope.found.error(
-                    "E0306", f"'{target.name.text}' has no setting '{setting.name.text}'", setting.name.span,
-                    notes=[(target.name.span, "declared here")], hint=near(setting.name.text, known),
+                    "E0306",
+                    f"'{target.name.text}' has no setting '{setting.name.text}'",
+                    setting.name.span,
+                    notes=[(target.name.span, "declared here")],
+                    hint=near(setting.name.text, known),
                 )
         settings = {s.name.text: s.value for s in decl.settings if s.name.text in known}
         uses.append(typed.Use(name, target.name.text, visible, array, bind, settings, decl.span))
@@ -303,7 +345,9 @@ class ProgramChecker(Context):
         signature = self.signature(decl, scope, self.formals(decl))
         checker = Checker(Scope(self, unit, decl.name.text, scope), {})
         definition = self.definition(decl, signature, checker, decide)
-        return typed.Fn(decl.name.text, self.formals(decl), definition, checker.scope.consts, decl.name.span)
+        return typed.Fn(
+            decl.name.text, self.formals(decl), definition, checker.scope.consts, decl.name.span
+        )
 
     def definition(
         self, decl: ast.Def | ast.Fn, signature: Signature, checker: Checker, decide: Decide
@@ -313,11 +357,15 @@ class ProgramChecker(Context):
             before = checker.values.get(formal.name)
             if before is not None:
                 scope.found.error(
-                    "E0203", f"'{formal.name}' is declared twice", formal.span,
+                    "E0203",
+                    f"'{formal.name}' is declared twice",
+                    formal.span,
                     notes=[(before.span, "first declared here")],
                 )
             kind = "index" if formal.of is not None else "number"
-            checker.values[formal.name] = Binding(formal.name, "value", formal.axes, formal.span, kind, formal.of)
+            checker.values[formal.name] = Binding(
+                formal.name, "value", formal.axes, formal.span, kind, formal.of
+            )
         items = list(flatten(decl.body, decide))
         self._enter(scope, items)
         equations = [i for i in items if isinstance(i, ast.Equation)]
@@ -332,14 +380,23 @@ class ProgramChecker(Context):
         result = decl.result.name.text
         if not any(e.name.text == result for e in equations):
             scope.found.error(
-                "E0505", f"the result '{result}' is never defined", decl.result.span,
-                hint=near(result, [e.name.text for e in equations]) or f"{_written(decl.result)} = ...",
+                "E0505",
+                f"the result '{result}' is never defined",
+                decl.result.span,
+                hint=near(result, [e.name.text for e in equations])
+                or f"{_written(decl.result)} = ...",
             )
             raise Failed
         constants = {n: c.value for n, c in scope.consts.local.items() if c.value is not None}
         return typed.Def(
-            decl.name.text, signature.formals, result, signature.result_axes, signature.result_of,
-            tuple(typed_equations), constants, decl.name.span,
+            decl.name.text,
+            signature.formals,
+            result,
+            signature.result_axes,
+            signature.result_of,
+            tuple(typed_equations),
+            constants,
+            decl.name.span,
         )
 
     def _equation(
@@ -350,12 +407,20 @@ class ProgramChecker(Context):
         before = checker.values.get(name)
         if before is not None:
             scope.found.error(
-                "E0203", f"'{name}' is defined twice", e.name.span, notes=[(before.span, "first defined here")],
+                "E0203",
+                f"'{name}' is defined twice",
+                e.name.span,
+                notes=[(before.span, "first defined here")],
                 hint="a value keeps its meaning: give the second one another name",
             )
             raise Failed
         if name in BUILTINS:
-            scope.found.error("E0203", f"'{name}' is a function of the language", e.name.span, hint="choose another name")
+            scope.found.error(
+                "E0203",
+                f"'{name}' is a function of the language",
+                e.name.span,
+                hint="choose another name",
+            )
             raise Failed
         written = axes = scope.axes(e.subscripts)
         dtype = _dtype(scope, e.dtype)
@@ -372,8 +437,13 @@ class ProgramChecker(Context):
         return typed.Equation(name, kind, written, axes, dtype, value, e.span)
 
     def _matches_result(
-        self, e: ast.Equation, axes: tuple[Axis, ...], result: ast.Result, signature: Signature,
-        value: typed.Expr, scope: Scope,
+        self,
+        e: ast.Equation,
+        axes: tuple[Axis, ...],
+        result: ast.Result,
+        signature: Signature,
+        value: typed.Expr,
+        scope: Scope,
     ) -> None:
         wanted = signature.result_axes
         fits = len(axes) == len(wanted) and all(
@@ -382,13 +452,18 @@ class ProgramChecker(Context):
         )
         if not fits:
             scope.found.error(
-                "E0402", f"the result is declared as {_written(result)}", e.name.span, f"defined as {_written(e)}",
+                "E0402",
+                f"the result is declared as {_written(result)}",
+                e.name.span,
+                f"defined as {_written(e)}",
                 notes=[(result.span, "declared here")],
             )
             raise Failed
         if signature.result_of is not value.of and signature.result_of is not None:
             scope.found.error(
-                "E0404", f"the result holds positions of '{signature.result_of}'", e.value.span,
+                "E0404",
+                f"the result holds positions of '{signature.result_of}'",
+                e.value.span,
                 notes=[(result.span, "declared here")],
             )
             raise Failed
@@ -403,14 +478,18 @@ def _over_time(scope: Scope, e: ast.Equation, axes: tuple[Axis, ...]) -> tuple[A
     histories = [a for a in axes if isinstance(a, Index) and a.kind == "history"]
     if len(histories) != 1:
         scope.found.error(
-            "E0506", f"'{e.name.text}' is cached, so it stands along one history", e.name.span,
+            "E0506",
+            f"'{e.name.text}' is cached, so it stands along one history",
+            e.name.span,
             hint="index s : history t, and then: cached name[s,...] = ... over t",
         )
         raise Failed
     of = histories[0].of
     assert of is not None
     if of in axes:
-        scope.found.error("E0506", f"'{e.name.text}' is cached and cannot range over '{of}' too", e.name.span)
+        scope.found.error(
+            "E0506", f"'{e.name.text}' is cached and cannot range over '{of}' too", e.name.span
+        )
         raise Failed
     return tuple(of if a is histories[0] else a for a in axes)
 
@@ -419,7 +498,10 @@ def _claim(scope: Scope, taken: dict[str, Span], name: ast.Name, what: str) -> N
     before = taken.get(name.text)
     if before is not None:
         scope.found.error(
-            "E0203", f"'{name.text}' is declared twice", name.span, notes=[(before, "first declared here")]
+            "E0203",
+            f"'{name.text}' is declared twice",
+            name.span,
+            notes=[(before, "first declared here")],
         )
     taken.setdefault(name.text, name.span)
 
@@ -429,8 +511,11 @@ def _dtype(scope: Scope, name: ast.Name | None) -> str | None:
         return None
     if name.text not in DTYPES:
         scope.found.error(
-            "E0603", f"'{name.text}' is no element type", name.span,
-            hint=near(name.text, DTYPES) or f"element types are {' and '.join(DTYPES)} (the model's own)",
+            "E0603",
+            f"'{name.text}' is no element type",
+            name.span,
+            hint=near(name.text, DTYPES)
+            or f"element types are {' and '.join(DTYPES)} (the model's own)",
         )
         raise Failed
     return name.text
@@ -450,7 +535,9 @@ def _shift(value: ast.Expr) -> tuple[str, int] | None:
     match value:
         case ast.Ref(name=name, member=None, subscripts=(ast.Subscript(parts=(part,)),)):
             match part:
-                case ast.Binary(op="+" | "-" as op, left=ast.Ref(), right=ast.Literal(value=int(by))) if by < 1000:
+                case ast.Binary(
+                    op="+" | "-" as op, left=ast.Ref(), right=ast.Literal(value=int(by))
+                ) if by < 1000:
                     return name.text, by if op == "+" else -by
     return None
 
@@ -458,5 +545,3 @@ def _shift(value: ast.Expr) -> tuple[str, int] | None:
 def _written(e: ast.Equation | ast.Result | ast.Formal) -> str:
     subs = ",".join(s.span.text for s in e.subscripts)
     return f"{e.name.text}[{subs}]" if subs else e.name.text
-
-

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from dsl import syntax as ast
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.extents import Extent, ExtentError
 
-Constant = Union[int, float, bool, str, None]
+Constant = int | float | bool | str | None
 LARGEST = 2**62  # a larger whole number is a slip, and powers of powers must not hang
 MISSING = object()
 
@@ -95,7 +95,15 @@ def evaluate(
                         return size(index.text, index.span)
                 raise ConstantError("E0301", "size() takes the name of an index", expr.span)
             if name.text in functions:
-                return _call(functions[name.text], [go(a) for a in arguments], expr, lookup, size, functions, level)
+                return _call(
+                    functions[name.text],
+                    [go(a) for a in arguments],
+                    expr,
+                    lookup,
+                    size,
+                    functions,
+                    level,
+                )
             if name.text in FUNCTIONS:
                 arity, fn = FUNCTIONS[name.text]
                 if len(arguments) != arity:
@@ -104,15 +112,22 @@ def evaluate(
                     )
                 return _arithmetic(fn, [_number(go(a), a.span) for a in arguments], expr.span)
             raise ConstantError(
-                "E0207", f"no function of constants is called '{name.text}'", name.span,
+                "E0207",
+                f"no function of constants is called '{name.text}'",
+                name.span,
                 near(name.text, [*functions, *FUNCTIONS, "size"]),
             )
     raise ConstantError("E0301", "this has no value when the model is compiled", expr.span)
 
 
 def _call(
-    fn: ast.ConstFn, values: list[Constant], call: ast.Call, lookup: Lookup, size: SizeOf,
-    functions: Mapping[str, ast.ConstFn], level: int,
+    fn: ast.ConstFn,
+    values: list[Constant],
+    call: ast.Call,
+    lookup: Lookup,
+    size: SizeOf,
+    functions: Mapping[str, ast.ConstFn],
+    level: int,
 ) -> Constant:
     if len(values) != len(fn.formals):
         raise ConstantError("E0301", f"{fn.name.text} takes {len(fn.formals)} arguments", call.span)
@@ -133,7 +148,9 @@ def _number(value: Constant, span: Span) -> int | float:
     raise ConstantError("E0303", f"this is {shown}, not a number", span)
 
 
-def _binary(op: str, left: Constant, right: Constant, at: Span, other: Span, span: Span) -> Constant:
+def _binary(
+    op: str, left: Constant, right: Constant, at: Span, other: Span, span: Span
+) -> Constant:
     if op == "==":
         return left == right
     if op == "!=":
@@ -171,7 +188,9 @@ def _arithmetic(fn: Callable[..., Any], values: list[Any], span: Span) -> Consta
     return result
 
 
-def polynomial(expr: ast.Expr, name: Callable[[str, Span], Extent], size: Callable[[str, Span], Extent]) -> Extent:
+def polynomial(
+    expr: ast.Expr, name: Callable[[str, Span], Extent], size: Callable[[str, Span], Extent]
+) -> Extent:
     """An extent from an expression of constants, ``+ - * /`` and ``size(index)``.
 
     Raises:
@@ -199,12 +218,16 @@ def polynomial(expr: ast.Expr, name: Callable[[str, Span], Extent], size: Callab
                 return go(left) * go(right)
             case ast.Binary(op="/", left=left, right=right):
                 return go(left) / go(right)
-            case ast.Call(name=ast.Name(text="size"), arguments=(ast.Ref(name=index, subscripts=None),)):
+            case ast.Call(
+                name=ast.Name(text="size"), arguments=(ast.Ref(name=index, subscripts=None),)
+            ):
                 return size(index.text, index.span)
     except ExtentError as error:
         raise ConstantError("E0304", str(error), expr.span) from None
     raise ConstantError(
-        "E0304", "an extent is made of whole numbers, constants, + - * / and size(index)", expr.span,
+        "E0304",
+        "an extent is made of whole numbers, constants, + - * / and size(index)",
+        expr.span,
         "give the value a name: const n = ...",
     )
 
@@ -240,7 +263,9 @@ class Constants:
         self._values: dict[str, Constant] = {}
         self._open: list[str] = []
 
-    def _settings(self, presets: Mapping[str, ast.Dims], found: Diagnostics) -> dict[str, ast.Setting]:
+    def _settings(
+        self, presets: Mapping[str, ast.Dims], found: Diagnostics
+    ) -> dict[str, ast.Setting]:
         """The chosen preset over the ones it changes."""
         chosen = presets.get(self.choices.preset) if self.choices.preset else None
         if chosen is None and self.choices.config is None:
@@ -262,7 +287,12 @@ class Constants:
             name = given if given in self.declared else by_key.get(given)
             if name is None:
                 hint = near(given, [*self.declared, *by_key])
-                found.error("E0306", f"--set {given}: no constant or config key has this name", None, hint=hint)
+                found.error(
+                    "E0306",
+                    f"--set {given}: no constant or config key has this name",
+                    None,
+                    hint=hint,
+                )
             else:
                 out[name] = value
         return out
@@ -280,12 +310,17 @@ class Constants:
             return NAMED[name]
         if name not in self.declared:
             raise ConstantError(
-                "E0204", f"no constant is called '{name}'", span, near(name, [*self.declared, *NAMED])
+                "E0204",
+                f"no constant is called '{name}'",
+                span,
+                near(name, [*self.declared, *NAMED]),
             )
         if name not in self._values:
             if name in self._open:
                 circle = " -> ".join([*self._open[self._open.index(name) :], name])
-                raise ConstantError("E0302", f"'{name}' depends on itself: {circle}", self.declared[name].span)
+                raise ConstantError(
+                    "E0302", f"'{name}' depends on itself: {circle}", self.declared[name].span
+                )
             self._open.append(name)
             try:
                 self._values[name] = self._compute(name, span)
@@ -303,7 +338,8 @@ class Constants:
                 if value is not None:
                     if not isinstance(value, (int, float, str)):
                         raise ConstantError(
-                            "E0307", f"config.json: {key} is a {type(value).__name__}, not a number, text or truth value",
+                            "E0307",
+                            f"config.json: {key} is a {type(value).__name__}, not a number, text or truth value",
                             decl.span,
                         )
                     return value
@@ -313,11 +349,15 @@ class Constants:
             return self._evaluate(decl.value)
         if self.choices.config is not None:
             raise ConstantError(
-                "E0301", f"config.json has no {' or '.join(decl.keys)}, which '{name}' needs", decl.span,
+                "E0301",
+                f"config.json has no {' or '.join(decl.keys)}, which '{name}' needs",
+                decl.span,
                 f"--set {name}=... gives it a value",
             )
         raise ConstantError(
-            "E0301", f"'{name}' has no value", decl.span,
+            "E0301",
+            f"'{name}' has no value",
+            decl.span,
             f"give it with --set {name}=..., a preset, or a checkpoint whose config.json has {decl.keys[0]}",
         )
 
@@ -347,7 +387,11 @@ def check_requirements(
         if need.condition is not None:
             try:
                 if not evaluate(need.condition, constants.value, _no_size, constants.functions):
-                    found.error("E0305", f"this does not hold: {_text(need.condition.span)}", need.condition.span)
+                    found.error(
+                        "E0305",
+                        f"this does not hold: {_text(need.condition.span)}",
+                        need.condition.span,
+                    )
             except ConstantError as error:
                 error.report(found)
             continue
@@ -360,14 +404,19 @@ def check_requirements(
                 continue
             wanted = " or ".join(_shown(a) for a in allowed)
             found.error(
-                "E0305", f"config.json: {key} is {_shown(value)}, and this model is written for {wanted}",
-                need.span, "required here",
+                "E0305",
+                f"config.json: {key} is {_shown(value)}, and this model is written for {wanted}",
+                need.span,
+                "required here",
             )
 
 
 def _shown(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}.get(value, repr(value).replace("'", '"')) \
-        if isinstance(value, (bool, str, type(None))) else str(value)
+    return (
+        {True: "true", False: "false", None: "null"}.get(value, repr(value).replace("'", '"'))
+        if isinstance(value, (bool, str, type(None)))
+        else str(value)
+    )
 
 
 def _text(span: Span) -> str:

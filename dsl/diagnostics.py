@@ -75,7 +75,10 @@ class Diagnostic:
         for note in self.notes:
             out += _place(note.span, note.text, "-", ":::")
         if self.hint:
-            out += [f"  hint: {line}" if i == 0 else f"        {line}" for i, line in enumerate(self.hint.split("\n"))]
+            out += [
+                f"  hint: {line}" if i == 0 else f"        {line}"
+                for i, line in enumerate(self.hint.split("\n"))
+            ]
         return "\n".join(out)
 
 

@@ -89,7 +89,13 @@ def read(path: Path, shown: str | None = None) -> Source:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DiagnosticError(
-            [Diagnostic("E0105", f"{name}, line {line}: this is not UTF-8 text", hint="save the file as UTF-8")]
+            [
+                Diagnostic(
+                    "E0105",
+                    f"{name}, line {line}: this is not UTF-8 text",
+                    hint="save the file as UTF-8",
+                )
+            ]
         ) from None
     return Source(name, text.replace("\r\n", "\n").replace("\r", "\n"))
 
@@ -116,7 +122,9 @@ class _Loader:
         if file.edition is not None and file.edition != EDITION:
             first = Span(source, 1, 1, 1, max(2, len(source.line(1)) + 1))
             self.found.error(
-                "E0106", f"this file is written in edition {file.edition} of the language", first,
+                "E0106",
+                f"this file is written in edition {file.edition} of the language",
+                first,
                 hint=f"this dslc reads edition {EDITION}",
             )
         for declaration in file.declarations:
@@ -131,7 +139,9 @@ class _Loader:
         if path is None:
             known = [f"std.{p.stem}" for p in STD.glob("*.arch")] + shipped_models()
             self.found.error(
-                "E0201", f"no file is called '{declaration.path}'", declaration.span,
+                "E0201",
+                f"no file is called '{declaration.path}'",
+                declaration.span,
                 hint=near(declaration.path, known)
                 or "imports reach the file's own folder, the standard library (std.*) and the shipped models",
             )
@@ -140,7 +150,9 @@ class _Loader:
             unit.broken.add("*")
             return
         if path.resolve() in open_:
-            self.found.error("E0202", f"'{declaration.path}' imports itself in a circle", declaration.span)
+            self.found.error(
+                "E0202", f"'{declaration.path}' imports itself in a circle", declaration.span
+            )
             unit.broken.add("*")
             return
         try:
@@ -154,17 +166,29 @@ class _Loader:
         own = {k: v for k, v in other.visible.items() if v[1] is other}
         wanted = [n.text for n in declaration.names] or list(own)
         for name in declaration.names:
-            if name.text not in own and name.text not in other.broken and not _constant(other, name.text):
+            if (
+                name.text not in own
+                and name.text not in other.broken
+                and not _constant(other, name.text)
+            ):
                 self.found.error(
-                    "E0204", f"{declaration.path} declares no '{name.text}'", name.span, hint=near(name.text, own)
+                    "E0204",
+                    f"{declaration.path} declares no '{name.text}'",
+                    name.span,
+                    hint=near(name.text, own),
                 )
         for name_ in wanted:
             if name_ in own:
                 before = unit.visible.get(name_)
                 if before is not None and before[0] is not own[name_][0]:
                     self.found.error(
-                        "E0203", f"'{name_}' is imported twice, with different meanings", declaration.span,
-                        notes=[(before[0].name.span, "one is declared here"), (own[name_][0].name.span, "the other here")],
+                        "E0203",
+                        f"'{name_}' is imported twice, with different meanings",
+                        declaration.span,
+                        notes=[
+                            (before[0].name.span, "one is declared here"),
+                            (own[name_][0].name.span, "the other here"),
+                        ],
                     )
                 unit.visible[name_] = own[name_]
 
@@ -173,7 +197,10 @@ class _Loader:
         if parts[0] == "std":
             places = [STD.joinpath(*parts[1:]).with_suffix(".arch")] if len(parts) > 1 else []
         else:
-            places = [folder.joinpath(*parts).with_suffix(".arch") for folder in (unit.path.parent, models_folder())]
+            places = [
+                folder.joinpath(*parts).with_suffix(".arch")
+                for folder in (unit.path.parent, models_folder())
+            ]
         return next((p for p in places if p.is_file()), None)
 
     def _own(self, unit: Unit) -> None:
@@ -182,7 +209,9 @@ class _Loader:
                 before = unit.visible.get(d.name.text)
                 if before is not None and before[1] is unit:
                     self.found.error(
-                        "E0203", f"'{d.name.text}' is declared twice", d.name.span,
+                        "E0203",
+                        f"'{d.name.text}' is declared twice",
+                        d.name.span,
                         notes=[(before[0].name.span, "first declared here")],
                     )
                     continue
@@ -191,7 +220,9 @@ class _Loader:
                 first = unit.indices.get(d.name.text)
                 if first is not None:
                     self.found.error(
-                        "E0203", f"index '{d.name.text}' is declared twice", d.name.span,
+                        "E0203",
+                        f"index '{d.name.text}' is declared twice",
+                        d.name.span,
                         notes=[(first.name.span, "first declared here")],
                     )
                     continue

@@ -22,7 +22,9 @@ EDITION = 2026
 DECLARATIONS = (
     "import const index require fn block model names dims cluster deploy format edition".split()
 )
-KEYWORDS = DECLARATIONS + "config else ignore param state use def if then let cached and or not".split()
+KEYWORDS = (
+    DECLARATIONS + "config else ignore param state use def if then let cached and or not".split()
+)
 
 # What a token is called in a message.
 READABLE = {
@@ -69,13 +71,16 @@ def parse(source: Source, found: Diagnostics) -> syntax.File:
     whole = Span(source, 1, 1, 1, 1)
     try:
         return _build(source, source.text, 0)
-    except UnexpectedInput as first:
+    except UnexpectedInput as error:
+        first = error
         pieces = _pieces(source.text)
         if len(pieces) < 2:
             _report(source, first, 0, found)
             return syntax.File(None, (), _declared(source.text), whole)
     except TooDeep as deep:
-        found.error("E0103", "nested too deeply", deep.span, f"deeper than {syntax.MAX_DEPTH} levels")
+        found.error(
+            "E0103", "nested too deeply", deep.span, f"deeper than {syntax.MAX_DEPTH} levels"
+        )
         return syntax.File(None, (), _declared(source.text), whole)
 
     declarations: list[syntax.Declaration] = []
@@ -89,7 +94,9 @@ def parse(source: Source, found: Diagnostics) -> syntax.File:
             _report(source, error, line, found)
             broken |= _declared(text)
         except TooDeep as deep:
-            found.error("E0103", "nested too deeply", deep.span, f"deeper than {syntax.MAX_DEPTH} levels")
+            found.error(
+                "E0103", "nested too deeply", deep.span, f"deeper than {syntax.MAX_DEPTH} levels"
+            )
             broken |= _declared(text)
         else:
             declarations += piece.declarations
@@ -145,7 +152,16 @@ def _report_character(
     else:
         shown = repr(text) if text.isprintable() else f"U+{ord(text):04X}" if text else "this"
         message, hint = f"{shown} means nothing here", ""
-        ascii_twin = {"×": "*", "·": "*", "−": "-", "÷": "/", "≤": "<=", "≥": ">=", "→": "->", "∞": "inf"}
+        ascii_twin = {
+            "×": "*",
+            "·": "*",
+            "−": "-",
+            "÷": "/",
+            "≤": "<=",
+            "≥": ">=",
+            "→": "->",
+            "∞": "inf",
+        }
         if text in ascii_twin:
             hint = f"write {ascii_twin[text]}"
         elif text == ";":
@@ -168,7 +184,9 @@ def _report_token(source: Source, error: UnexpectedToken, before: int, found: Di
         return
     line = (token.line or 1) + before
     end_line = (token.end_line or token.line or 1) + before
-    span = Span(source, line, token.column or 1, end_line, token.end_column or (token.column or 1) + 1)
+    span = Span(
+        source, line, token.column or 1, end_line, token.end_column or (token.column or 1) + 1
+    )
     shown = str(token)
     hint = ""
     if token.type == "NAME":
@@ -186,7 +204,9 @@ def _expectation(expected: set[str]) -> str:
     words = sorted(READABLE.get(t, f"'{t.lower()}'") for t in expected if not t.startswith("__"))
     if not words or len(words) > 6:
         return "expected an expression" if {"NUMBER", "LPAR"} <= expected else ""
-    return "expected " + (words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1])
+    return "expected " + (
+        words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+    )
 
 
 def _end_of(source: Source) -> Span:

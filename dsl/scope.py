@@ -99,7 +99,9 @@ class Scope:
         before = self.indices.get(index.name)
         if before is not None:
             self.found.error(
-                "E0203", f"index '{index.name}' is declared twice", span,
+                "E0203",
+                f"index '{index.name}' is declared twice",
+                span,
                 notes=[(before.span, "first declared here")],
             )
         self.indices[index.name] = index
@@ -111,7 +113,9 @@ class Scope:
             self.add_index(self.build_index(decl), decl.name.span)
         except Failed:
             # Stands in for the broken one, so that its uses are no further mistakes.
-            self.indices[decl.name.text] = Index(decl.name.text, Extent.name(f"?{decl.name.text}"), span=decl.span)
+            self.indices[decl.name.text] = Index(
+                decl.name.text, Extent.name(f"?{decl.name.text}"), span=decl.span
+            )
 
     def build_index(self, decl: ast.IndexDecl) -> Index:
         name = decl.name.text
@@ -123,8 +127,11 @@ class Scope:
                 of = self.index(decl.of)
                 if of.kind != "time":
                     self.found.error(
-                        "E0411", f"a history belongs to a time index, and '{of.name}' is none", decl.of.span,
-                        notes=[(of.span, "declared here")], hint=f"index {of.name} : time",
+                        "E0411",
+                        f"a history belongs to a time index, and '{of.name}' is none",
+                        decl.of.span,
+                        notes=[(of.span, "declared here")],
+                        hint=f"index {of.name} : time",
                     )
                     raise Failed
                 return self.context.history(name, of, decl.name.span)
@@ -157,7 +164,9 @@ class Scope:
             case ast.Group(items=(only,)):
                 return self.axis(only)
         self.found.error(
-            "E0401", "an index is expected here", expr.span,
+            "E0401",
+            "an index is expected here",
+            expr.span,
             hint="declare one: index i : 8" if isinstance(expr, ast.Literal) else "",
         )
         raise Failed
@@ -176,7 +185,9 @@ class Scope:
             for index in atoms(axis):
                 if index in seen:
                     self.found.error(
-                        "E0409", f"'{index.name}' stands twice among the indices of one value", subscript.span,
+                        "E0409",
+                        f"'{index.name}' stands twice among the indices of one value",
+                        subscript.span,
                         notes=[(seen[index], "it stands here already")],
                         hint="declare a second index of the same extent",
                     )
@@ -284,7 +295,9 @@ class Context:
             if not decl.keys and decl.value is not None and not isinstance(decl.value, ast.Literal):
                 scope = self.file_scope(self.library.root)
                 try:
-                    self._extents[name] = polynomial(decl.value, scope._extent_name, scope._extent_size)
+                    self._extents[name] = polynomial(
+                        decl.value, scope._extent_name, scope._extent_size
+                    )
                 except (ConstantError, Failed):
                     pass
         return self._extents[name]
@@ -308,12 +321,16 @@ def _constants(library: Library, found: Diagnostics) -> dict[str, ast.ConstDecl]
             same = before[1] is not unit and _same(before[0], declaration)
             if not same:
                 found.error(
-                    "E0203", f"constant '{name}' is declared twice", declaration.name.span,
+                    "E0203",
+                    f"constant '{name}' is declared twice",
+                    declaration.name.span,
                     notes=[(before[0].name.span, "first declared here")],
                 )
                 continue
         if name in NAMED:
-            found.error("E0203", f"'{name}' is the number {NAMED[name]:.6}...", declaration.name.span)
+            found.error(
+                "E0203", f"'{name}' is the number {NAMED[name]:.6}...", declaration.name.span
+            )
         out[name] = (declaration, unit)
     return {name: decl for name, (decl, _) in out.items()}
 

@@ -95,7 +95,11 @@ def _index(checker: Checker, axis: Axis, index: Index, span: Span, declared: Spa
 
 
 def _product(
-    checker: Checker, axis: Axis, items: tuple[ast.Subscript, ...], span: Span, declared: Span | None
+    checker: Checker,
+    axis: Axis,
+    items: tuple[ast.Subscript, ...],
+    span: Span,
+    declared: Span | None,
 ) -> Sub:
     if isinstance(axis, Index) and isinstance(axis.alias, Product):
         axis = axis.alias
@@ -115,7 +119,11 @@ def _product(
 
 
 def _split(
-    checker: Checker, axis: Index, items: tuple[ast.Subscript, ...], span: Span, declared: Span | None
+    checker: Checker,
+    axis: Index,
+    items: tuple[ast.Subscript, ...],
+    span: Span,
+    declared: Span | None,
 ) -> Sub:
     """A plain index seen as a product: ``x[(p, o)]``, ``x[(p, 0)]``. The extents must multiply up."""
     known: list[Index | None] = []
@@ -139,14 +147,17 @@ def _split(
     if open_places > 1 or rest * missing != axis.extent or (open_places and not missing.constant):
         names = ", ".join(i.name if i else "_" for i in known)
         checker.found.error(
-            "E0402", f"({names}) does not take '{axis.name}' apart", span,
+            "E0402",
+            f"({names}) does not take '{axis.name}' apart",
+            span,
             f"extent {rest}, and '{axis.name}' has {axis.extent}",
             notes=[(declared, f"declared with '{axis.name}' here")],
         )
         raise Failed
     axes = tuple(i if i is not None else Index("_", missing) for i in known)
     inner = tuple(
-        Take(i) if i is not None else _at(checker, axes[n], items[n].parts[0]) for n, i in enumerate(known)
+        Take(i) if i is not None else _at(checker, axes[n], items[n].parts[0])
+        for n, i in enumerate(known)
     )
     return Split(axes, inner)
 
@@ -156,7 +167,10 @@ def _at(checker: Checker, axis: Axis, given: ast.Expr) -> Sub:
     if isinstance(given, ast.Literal) and isinstance(given.value, int) and size is not None:
         if not 0 <= given.value < size:
             checker.found.error(
-                "E0401", f"'{axis}' runs from 0 to {size - 1}", given.span, f"{given.value} is outside"
+                "E0401",
+                f"'{axis}' runs from 0 to {size - 1}",
+                given.span,
+                f"{given.value} is outside",
             )
             raise Failed
     return At(given, checker.scope.consts)
@@ -166,24 +180,38 @@ def _pick(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) 
     value = checker.expr(given, inside_subscript=True)
     if value.kind != "index" or value.of is None:
         checker.found.error(
-            "E0404", "this is a number, not a position of an index", given.span,
+            "E0404",
+            "this is a number, not a position of an index",
+            given.span,
             hint="positions come from argtop, or from an input declared 'of' an index",
         )
         raise Failed
     target = axis if isinstance(axis, Index) else None
-    if value.of is axis or (target is not None and target.alias is not None and target.alias == value.of.alias):
+    if value.of is axis or (
+        target is not None and target.alias is not None and target.alias == value.of.alias
+    ):
         return Pick(value)
     if value.of.alias is not None and value.of.alias == axis:
         return Pick(value)
     checker.found.error(
-        "E0404", f"this picks a position of '{value.of.name}', and '{axis}' stands here", given.span,
-        notes=[(declared, f"declared with '{axis}' here"), (value.of.span, f"'{value.of.name}' is declared here")],
+        "E0404",
+        f"this picks a position of '{value.of.name}', and '{axis}' stands here",
+        given.span,
+        notes=[
+            (declared, f"declared with '{axis}' here"),
+            (value.of.span, f"'{value.of.name}' is declared here"),
+        ],
     )
     raise Failed
 
 
 def _mismatch(
-    checker: Checker, axis: Axis, given: str, span: Span, declared: Span | None, index: Index | None = None
+    checker: Checker,
+    axis: Axis,
+    given: str,
+    span: Span,
+    declared: Span | None,
+    index: Index | None = None,
 ) -> Failed:
     notes: list[tuple[Span | None, str]] = [(declared, f"declared with '{axis}' here")]
     hint = ""
@@ -197,6 +225,11 @@ def _mismatch(
                 "only provably equal extents may stand for each other"
             )
     checker.found.error(
-        "E0402", f"'{given}' stands where '{axis}' is declared", span, f"expected {axis}", notes=notes, hint=hint
+        "E0402",
+        f"'{given}' stands where '{axis}' is declared",
+        span,
+        f"expected {axis}",
+        notes=notes,
+        hint=hint,
     )
     return Failed()

@@ -7,8 +7,6 @@ so that no later stage recurses past what Python can bear.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
-
 from dsl.diagnostics import Span
 
 MAX_DEPTH = 120  # nesting of expressions and of braces
@@ -109,7 +107,7 @@ class Choose:
     depth: int = 1
 
 
-Expr = Union[Literal, Ref, Call, Group, Unary, Binary, Choose]
+Expr = Literal | Ref | Call | Group | Unary | Binary | Choose
 
 
 # -- statements and members ------------------------------------------------------------------------
@@ -225,7 +223,7 @@ class Def:
     span: Span
 
 
-Item = Union[IndexDecl, ConstDecl, ParamDecl, UseDecl, Def, Equation, If]
+Item = IndexDecl | ConstDecl | ParamDecl | UseDecl | Def | Equation | If
 
 
 # -- declarations ----------------------------------------------------------------------------------
@@ -343,9 +341,20 @@ class Deploy:
     span: Span
 
 
-Declaration = Union[
-    Import, ConstDecl, ConstFn, IndexDecl, Require, Fn, Block, Names, Dims, Cluster, Format, Deploy
-]
+Declaration = (
+    Import
+    | ConstDecl
+    | ConstFn
+    | IndexDecl
+    | Require
+    | Fn
+    | Block
+    | Names
+    | Dims
+    | Cluster
+    | Format
+    | Deploy
+)
 
 
 @dataclass(frozen=True)

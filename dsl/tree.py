@@ -45,8 +45,11 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
             meta.end_column or 1,
         )
 
-    def name(self, token: Token | None) -> ast.Name | None:
-        return None if token is None else ast.Name(str(token), self.span(token))
+    def name(self, token: Token) -> ast.Name:
+        return ast.Name(str(token), self.span(token))
+
+    def optional(self, token: Token | None) -> ast.Name | None:
+        return None if token is None else self.name(token)
 
     def _deep(self, span: Span, *parts: Any) -> int:
         depth = 1 + max((p.depth for p in parts if p is not None), default=0)
@@ -57,9 +60,9 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
     # -- file ------------------------------------------------------------------------------------
 
     def start(self, meta: Meta, children: list[Any]) -> ast.File:
-        edition = children[0]
-        declarations = tuple(d for child in children[1:] for d in _as_list(child))
-        return ast.File(edition, declarations, frozenset(), self.span(meta))
+        edition, *declarations = children
+        kept = tuple(d for child in declarations for d in _as_list(child))
+        return ast.File(edition, kept, frozenset(), self.span(meta))
 
     def edition(self, meta: Meta, children: list[Any]) -> int:
         text = str(children[0])
@@ -67,7 +70,7 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
 
     def import_(self, meta: Meta, children: list[Any]) -> ast.Import:
         path, *names = children
-        return ast.Import(path, tuple(self.name(n) for n in _flat(names)), self.span(meta))  # type: ignore[misc]
+        return ast.Import(path, tuple(self.name(n) for n in _flat(names)), self.span(meta))
 
     def path(self, meta: Meta, children: list[Any]) -> str:
         return ".".join(str(c) for c in children)
@@ -77,7 +80,7 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
     def const(self, meta: Meta, children: list[Any]) -> ast.ConstDecl:
         name, value = children
         keys, default = value if isinstance(value, tuple) else ((), value)
-        return ast.ConstDecl(self.name(name), keys, default, self.span(meta))  # type: ignore[arg-type]
+        return ast.ConstDecl(self.name(name), keys, default, self.span(meta))
 
     def config(self, meta: Meta, children: list[Any]) -> tuple[tuple[str, ...], ast.Expr | None]:
         *keys, default = children
@@ -88,7 +91,7 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
     def const_fn(self, meta: Meta, children: list[Any]) -> ast.ConstFn:
         name, *formals, value = children
         kept = tuple(self.name(f) for f in _flat(formals))
-        return ast.ConstFn(self.name(name), kept, value, self.span(meta))  # type: ignore[arg-type]
+        return ast.ConstFn(self.name(name), kept, value, self.span(meta))
 
     def require_config(self, meta: Meta, children: list[Any]) -> ast.Require:
         keys = tuple(c for c in children if isinstance(c, str))
@@ -106,29 +109,32 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
 
     def negative(self, meta: Meta, children: list[Any]) -> ast.Literal:
         number = self.number(meta, children)
-        return ast.Literal(-number.value, number.span)  # type: ignore[operator]
+        assert isinstance(number.value, (int, float))
+        return ast.Literal(-number.value, self.span(meta))
 
     def dims(self, meta: Meta, children: list[Any]) -> ast.Dims:
         name, base, default, *settings = children
         kept = tuple(_flat(settings))
-        return ast.Dims(self.name(name), self.name(base), default is not None, kept, self.span(meta))  # type: ignore[arg-type]
+        return ast.Dims(
+            self.name(name), self.optional(base), default is not None, kept, self.span(meta)
+        )
 
     def default(self, meta: Meta, children: list[Any]) -> bool:
         return True
 
     def setting(self, meta: Meta, children: list[Any]) -> ast.Setting:
-        return ast.Setting(self.name(children[0]), children[1], self.span(meta))  # type: ignore[arg-type]
+        return ast.Setting(self.name(children[0]), children[1], self.span(meta))
 
     def names(self, meta: Meta, children: list[Any]) -> ast.Names:
         block, *rest = children
         entries = tuple(c for c in rest if isinstance(c, ast.NameEntry))
         ignored = tuple(literal for c in rest if isinstance(c, tuple) for literal in c)
-        return ast.Names(self.name(block), entries, ignored, self.span(meta))  # type: ignore[arg-type]
+        return ast.Names(self.name(block), entries, ignored, self.span(meta))
 
     def name_entry(self, meta: Meta, children: list[Any]) -> ast.NameEntry:
         name, array, text = children
         template = self.string(meta, [text])
-        return ast.NameEntry(self.name(name), self.name(array), template, self.span(meta))  # type: ignore[arg-type]
+        return ast.NameEntry(self.name(name), self.optional(array), template, self.span(meta))
 
     def ignore(self, meta: Meta, children: list[Any]) -> tuple[ast.Literal, ...]:
         return tuple(ast.Literal(str(t)[1:-1], self.span(t)) for t in children)
@@ -139,7 +145,7 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
         return children
 
     def _index(self, meta: Meta, children: list[Any], kind: str, **rest: Any) -> ast.IndexDecl:
-        return ast.IndexDecl(self.name(children[0]), kind, self.span(meta), **rest)  # type: ignore[arg-type]
+        return ast.IndexDecl(self.name(children[0]), kind, self.span(meta), **rest)
 
     def index_time(self, meta: Meta, children: list[Any]) -> ast.IndexDecl:
         return self._index(meta, children, "time")
@@ -163,20 +169,24 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
         formals = tuple(c for c in rest if isinstance(c, ast.Formal))
         (result,) = [c for c in rest if isinstance(c, ast.Result)]
         body = _items(rest[rest.index(result) + 1 :])
-        return ast.Fn(self.name(name), indices or (), formals, result, body, self.span(meta))  # type: ignore[arg-type]
+        return ast.Fn(self.name(name), indices or (), formals, result, body, self.span(meta))
 
     def block(self, meta: Meta, children: list[Any]) -> ast.Block:
         name, indices, settings, *members = children
         return ast.Block(
-            self.name(name), indices or (), settings or (), _items(members), self.span(meta)  # type: ignore[arg-type]
+            self.name(name),
+            indices or (),
+            settings or (),
+            _items(members),
+            self.span(meta),
         )
 
     def model(self, meta: Meta, children: list[Any]) -> ast.Block:
         name, *members = children
-        return ast.Block(self.name(name), (), (), _items(members), self.span(meta), True)  # type: ignore[arg-type]
+        return ast.Block(self.name(name), (), (), _items(members), self.span(meta), True)
 
     def formal_indices(self, meta: Meta, children: list[Any]) -> tuple[ast.Name, ...]:
-        return tuple(self.name(c) for c in children)  # type: ignore[misc]
+        return tuple(self.name(c) for c in children)
 
     def settings(self, meta: Meta, children: list[Any]) -> tuple[ast.Setting, ...]:
         return tuple(children)
@@ -211,9 +221,9 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
 
     def _stored(self, meta: Meta, children: list[Any], role: str) -> ast.ParamDecl:
         name, subscripts, dtype = children
-        return ast.ParamDecl(self.name(name), subscripts or (), dtype, role, self.span(meta))  # type: ignore[arg-type]
+        return ast.ParamDecl(self.name(name), subscripts or (), dtype, role, self.span(meta))
 
-    def dtype(self, meta: Meta, children: list[Any]) -> ast.Name | None:
+    def dtype(self, meta: Meta, children: list[Any]) -> ast.Name:
         return self.name(children[0])
 
     of = dtype
@@ -224,9 +234,9 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
     def use_item(self, meta: Meta, children: list[Any]) -> ast.UseDecl:
         name, array, block, indices, settings = children
         return ast.UseDecl(
-            self.name(name),  # type: ignore[arg-type]
-            self.name(array),
-            self.name(block),  # type: ignore[arg-type]
+            self.name(name),
+            self.optional(array),
+            self.name(block),
             indices or (),
             settings or (),
             self.span(meta),
@@ -239,20 +249,26 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
         (result,) = [c for c in rest if isinstance(c, ast.Result)]
         body = _items(rest[rest.index(result) + 1 :])
         head = Span(span.source, span.line, span.column, span.line, span.column + 3)
-        return ast.Def(self.name(name) or ast.Name("call", head), formals, result, body, span)
+        named = self.optional(name) or ast.Name("call", head)
+        return ast.Def(named, formals, result, body, span)
 
     def formal(self, meta: Meta, children: list[Any]) -> ast.Formal:
         name, subscripts, of, value = children
-        return ast.Formal(self.name(name), subscripts or (), of, value, self.span(meta))  # type: ignore[arg-type]
+        return ast.Formal(self.name(name), subscripts or (), of, value, self.span(meta))
 
     def result(self, meta: Meta, children: list[Any]) -> ast.Result:
         name, subscripts, of, dtype = children
-        return ast.Result(self.name(name), subscripts or (), of, dtype, self.span(meta))  # type: ignore[arg-type]
+        return ast.Result(self.name(name), subscripts or (), of, dtype, self.span(meta))
 
     def equation(self, meta: Meta, children: list[Any]) -> ast.Equation:
         kind, name, subscripts, dtype, value = children
         return ast.Equation(
-            kind or "plain", self.name(name), subscripts or (), dtype, value, self.span(meta)  # type: ignore[arg-type]
+            kind or "plain",
+            self.name(name),
+            subscripts or (),
+            dtype,
+            value,
+            self.span(meta),
         )
 
     def let(self, meta: Meta, children: list[Any]) -> str:
@@ -270,7 +286,9 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
 
     def _binary(self, op: str, meta: Meta, children: list[Any]) -> ast.Binary:
         span = self.span(meta)
-        return ast.Binary(op, children[0], children[-1], span, self._deep(span, children[0], children[-1]))
+        return ast.Binary(
+            op, children[0], children[-1], span, self._deep(span, children[0], children[-1])
+        )
 
     def op_or(self, meta: Meta, children: list[Any]) -> ast.Binary:
         return self._binary("or", meta, children)
@@ -329,7 +347,7 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
     true, false, null = true_, false_, null_
 
     def target(self, meta: Meta, children: list[Any]) -> tuple[ast.Name, ast.Name | None]:
-        return self.name(children[0]), self.name(children[1])  # type: ignore[return-value]
+        return self.name(children[0]), self.optional(children[1])
 
     def ref(self, meta: Meta, children: list[Any]) -> ast.Ref:
         (name, member), subscripts = children
@@ -353,25 +371,29 @@ class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
     def subscript(self, meta: Meta, children: list[Any]) -> ast.Subscript:
         *parts, to = children
         span = self.span(meta)
-        return ast.Subscript(tuple(parts), self.name(to), span, self._deep(span, *parts))
+        return ast.Subscript(tuple(parts), self.optional(to), span, self._deep(span, *parts))
 
     # -- deployments -----------------------------------------------------------------------------
 
     def cluster(self, meta: Meta, children: list[Any]) -> ast.Cluster:
-        return ast.Cluster(self.name(children[0]), tuple(_flat(children[1:])), self.span(meta))  # type: ignore[arg-type]
+        return ast.Cluster(self.name(children[0]), tuple(_flat(children[1:])), self.span(meta))
 
     def cluster_setting(self, meta: Meta, children: list[Any]) -> ast.ClusterSetting:
         name, value, source = children
         text = None if source is None else str(source)[1:-1]
-        return ast.ClusterSetting(self.name(name), value, text, self.span(meta))  # type: ignore[arg-type]
+        return ast.ClusterSetting(self.name(name), value, text, self.span(meta))
 
     def format(self, meta: Meta, children: list[Any]) -> ast.Format:
-        return ast.Format(self.name(children[0]), tuple(_flat(children[1:])), self.span(meta))  # type: ignore[arg-type]
+        return ast.Format(self.name(children[0]), tuple(_flat(children[1:])), self.span(meta))
 
     def deploy(self, meta: Meta, children: list[Any]) -> ast.Deploy:
         name, model, cluster, *clauses = children
         return ast.Deploy(
-            self.name(name), self.name(model), self.name(cluster), tuple(clauses), self.span(meta)  # type: ignore[arg-type]
+            self.name(name),
+            self.name(model),
+            self.optional(cluster),
+            tuple(clauses),
+            self.span(meta),
         )
 
     def mesh(self, meta: Meta, children: list[Any]) -> ast.Clause:

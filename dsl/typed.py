@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Union
-
 from dsl import syntax as ast
 from dsl.diagnostics import Span
 from dsl.extents import Extent
@@ -74,7 +72,7 @@ class Product:
         return size
 
 
-Axis = Union[Index, Sum, Product]
+Axis = Index | Sum | Product
 
 
 # -- expressions -----------------------------------------------------------------------------------
@@ -143,7 +141,7 @@ class Pick:
     value: Expr
 
 
-Sub = Union[Take, Part, Split, At, Pick]
+Sub = Take | Part | Split | At | Pick
 
 
 @dataclass(frozen=True)
