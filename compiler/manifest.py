@@ -148,6 +148,7 @@ class Manifest(_Row):
     model: str
     sources: tuple[SourceFile, ...]
     constants: dict[str, int | float | bool | str | None]
+    config: dict[str, tuple[str, ...]] = {}  # config.json's keys of constants, first ones first
     deployment: str | None = None
     backend: str = "pytorch"
     target: str = "cpu"
@@ -187,6 +188,7 @@ def build(
     sources: Mapping[str, str],
     passes: Iterable[str],
     files: Mapping[str, bytes],
+    config: Mapping[str, tuple[str, ...]] | None = None,
     deployment: str | None = None,
     backend: str = "pytorch",
     target: str = "cpu",
@@ -196,6 +198,7 @@ def build(
     Args:
         program: as elaborated: what an entry reads must not have been rewritten.
         sources: the text of each source file, by the name it is shown under.
+        config: the keys of ``config.json`` that constants were, or could have been, taken from.
         files: the bytes of each file of the directory, by its name there.
     """
     return Manifest(
@@ -203,6 +206,7 @@ def build(
         model=program.name,
         sources=tuple(SourceFile(name=n, sha256=digest(t.encode())) for n, t in sources.items()),
         constants=dict(program.constants),
+        config=dict(config or {}),
         deployment=deployment,
         backend=backend,
         target=target,

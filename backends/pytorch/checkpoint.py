@@ -161,7 +161,10 @@ def _files_without_index(folder: Path) -> list[str]:
 
 
 def match(
-    checkpoint: Checkpoint, patterns: Iterable[Pattern], ignored: Iterable[str] = ()
+    checkpoint: Checkpoint,
+    patterns: Iterable[Pattern],
+    ignored: Iterable[str] = (),
+    hint: str = "",
 ) -> Match:
     """Find every tensor of the model in the checkpoint.
 
@@ -169,6 +172,7 @@ def match(
         patterns: what the model stores; tensors that only entries beside ``main`` read may be
             missing, and those entries are then unavailable.
         ignored: names that a checkpoint may hold beside them; ``{}`` stands for any number.
+        hint: what may be behind it if the checkpoint does not fit.
 
     Raises:
         CheckpointError: one message with everything that is missing, misshaped, wrongly typed, cut
@@ -189,7 +193,8 @@ def match(
         count = len(problems)
         what = "1 thing is" if count == 1 else f"{count:,} things are"
         raise CheckpointError(
-            f"the checkpoint in {checkpoint.folder} does not fit the model: {what} wrong",
+            f"the checkpoint in {checkpoint.folder} does not fit the model: {what} wrong"
+            + (f" ({hint})" if hint else ""),
             problems,
             f"not used: {listing(extra, 5)}" if extra else "",
         )

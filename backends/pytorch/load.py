@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,6 @@ from backends.pytorch.inputs import InputError
 from backends.pytorch.memory import require
 from backends.pytorch.model import Model, attribute_path
 from backends.pytorch.problems import listing
-from backends.pytorch.runtime import making, named
 from compiler.manifest import Manifest, ManifestError, digest, read, verified_files
 from compiler.tensors import Pattern, Tensor
 
@@ -67,16 +67,18 @@ def load(
     place = _device(device)
     patterns = [row.pattern() for row in manifest.parameters]
     found = None
+    differences: list[str] = []
     if checkpoint is not None:
-        found = match(open_checkpoint(Path(checkpoint)), patterns, manifest.ignored)
+        opened = open_checkpoint(Path(checkpoint))
+        differences = _differences(manifest, opened.config)
+        found = match(opened, patterns, manifest.ignored, hint="; ".join(differences))
     run_dtype = _dtype(dtype, found.checkpoint.dtype if found else None)
     unavailable = found.unavailable if found else {}
     needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
     width = {"act": run_dtype.itemsize, "f32": 4}
     require("the model's weights", sum(p.elements * width[p.dtype] for p in needed), place)
 
-    with making("meta", run_dtype):  # no memory yet
-        module = named(_emitted(directory, files, manifest)())
+    module = _emitted(directory, files).build("meta", run_dtype)  # no memory yet
     memory = _Memory(module, place, run_dtype)
     if found:
         weights.fill(found, memory.of, progress)
@@ -84,7 +86,7 @@ def load(
         initialise.fill(patterns, memory.of, seed, progress)
     memory.complete(patterns, needed)
 
-    notes = _notes(found)
+    notes = [*differences, *_notes(found)]
     for sentence in notes:
         if note:
             note(sentence)
@@ -141,8 +143,8 @@ class _Memory:
                     self.of(tensor).zero_()
 
 
-def _emitted(directory: Path, files: dict[str, bytes], manifest: Manifest) -> type[nn.Module]:
-    """The class of the emitted model, from the very bytes that were checked."""
+def _emitted(directory: Path, files: dict[str, bytes]) -> ModuleType:
+    """The emitted module, from the very bytes that were checked."""
     if CODE not in files:
         raise ManifestError(f"{directory} holds no {CODE}")
     name = f"dslc_compiled_{digest(files[CODE])[:16]}"
@@ -150,10 +152,7 @@ def _emitted(directory: Path, files: dict[str, bytes], manifest: Manifest) -> ty
     module.__file__ = str(directory / CODE)
     sys.modules[name] = module  # classes are looked up by their module's name
     exec(compile(files[CODE], module.__file__, "exec"), module.__dict__)
-    found = getattr(module, manifest.model, None)
-    if not isinstance(found, type):
-        raise ManifestError(f"{directory / CODE} has no class {manifest.model}")
-    return found
+    return module
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -173,6 +172,25 @@ def _dtype(asked: str | torch.dtype | None, stored: torch.dtype | None) -> torch
     if named not in DTYPES:
         raise InputError(f"dtype '{named}': a model runs in {', '.join(DTYPES)}")
     return DTYPES[named]
+
+
+def _differences(manifest: Manifest, config: dict[str, Any]) -> list[str]:
+    """Where a checkpoint's config.json gives a constant another value than it was compiled with."""
+    found = []
+    for name, keys in manifest.config.items():
+        compiled = manifest.constants.get(name)
+        for key in keys:
+            value: Any = config
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is None:
+                continue
+            if compiled is not None and value != compiled:
+                found.append(f"{key} is {value}, compiled for {compiled}")
+            break
+    if not found:
+        return []
+    return [f"config.json of the checkpoint is not what was compiled: {listing(found, 6)}"]
 
 
 def _notes(found: Match | None) -> list[str]:

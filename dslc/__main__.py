@@ -1,0 +1,5 @@
+"""``python -m dslc``."""
+
+from dslc.cli import main
+
+main()

@@ -1,0 +1,128 @@
+"""A compiled model, before and as it is written to a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import dslc
+from compiler import directory, manifest
+from compiler.errors import UserError
+from compiler.ir import Program as Graphs
+from compiler.pipeline import STAGES, Compiled, compile_model
+from compiler.report import Report, report
+from compiler.text import program_text
+from dsl.constants import Choices
+from dsl.diagnostics import near
+from dslc.config import read_config
+
+BACKENDS = ("pytorch",)
+TARGETS = ("cpu",)
+
+Constant = int | float | bool | str | None
+
+
+@dataclass(frozen=True)
+class Program:
+    """What ``dslc.compile`` returns: every stage of the compilation, ready to be written."""
+
+    compiled: Compiled
+    overridden: frozenset[str]  # constants whose values were given by ``set``
+    backend: str = "pytorch"
+    target: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return self.compiled.program.name
+
+    @property
+    def constants(self) -> dict[str, Constant]:
+        """Every constant that has a value."""
+        return dict(self.compiled.program.constants)
+
+    def after(self, stage: str | None = None) -> Graphs:
+        """The program as a pass left it; the last one unless named.
+
+        Raises:
+            UserError: there is no such pass.
+        """
+        if stage is None:
+            return self.compiled.program
+        if stage not in self.compiled.stages:
+            hint = near(stage, self.compiled.stages) or f"passes: {', '.join(STAGES)}"
+            raise UserError(f"there is no pass '{stage}'; {hint}")
+        return self.compiled.after(stage)
+
+    def graph(self, after: str | None = None) -> str:
+        """The text of the program after a pass; it can be parsed back."""
+        return program_text(self.after(after))
+
+    def code(self) -> str:
+        """The text of ``model.py``."""
+        from backends.pytorch.emit import emit
+
+        return emit(self.compiled.program)
+
+    def report(self, sequence: int = 4096) -> Report:
+        """Parameters, cache and FLOPs; ``sequence`` is the length that FLOPs are counted at."""
+        return report(self.compiled.after(STAGES[0]), sequence)
+
+    def save(self, path: str | Path) -> None:
+        """Write the compiled directory, whole or not at all.
+
+        Raises:
+            DirectoryError: there is something else, or it cannot be written.
+        """
+        files = {
+            "graph.txt": self.graph().encode(),
+            "source.txt": self.graph(STAGES[0]).encode(),
+            "model.py": self.code().encode(),
+        }
+        source = self.compiled.source
+        config = {
+            name: declared.keys
+            for name, declared in source.constants.declared.items()
+            if declared.keys and name not in self.overridden
+        }
+        about = manifest.build(
+            self.compiled.after(STAGES[0]),
+            version=dslc.__version__,
+            sources={unit.source.name: unit.source.text for unit in source.library.units},
+            passes=STAGES,
+            files=files,
+            config=config,
+            backend=self.backend,
+            target=self.target,
+        )
+        directory.write(Path(path), about, files)
+
+
+def compile_file(
+    file: str,
+    dims: str | None = None,
+    set: Mapping[str, Constant] | None = None,
+    checkpoint: Path | None = None,
+    deploy: str | None = None,
+    backend: str = "pytorch",
+    target: str = "cpu",
+    model: str | None = None,
+    verify: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Program:
+    """See ``dslc.compile``.
+
+    Args:
+        verify: run the program before and after each pass, and compare.
+        progress: called with each pass's name before it runs.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"backend '{backend}' is not built yet; there is {', '.join(BACKENDS)}")
+    if target not in TARGETS:
+        raise UserError(f"target '{target}' is not built yet; there is {', '.join(TARGETS)}")
+    if deploy is not None:
+        raise UserError(f"deployments are checked, but not compiled yet: '{deploy}'")
+    config = read_config(checkpoint) if checkpoint is not None else None
+    choices = Choices(set=dict(set or {}), config=config, preset=dims)
+    compiled = compile_model(file, choices, model=model, check=verify, progress=progress)
+    return Program(compiled, frozenset(compiled.source.constants.set), backend, target)
