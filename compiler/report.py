@@ -1,14 +1,16 @@
 """What a program is, in numbers: parameters, activated parameters, cache and FLOPs per token.
 
-Everything is read off the elaborated program, before a pass reorders it: parameters off the module
-tree, activated ones and FLOPs off the bodies that an entry runs. Counted as papers count:
+Everything is read off the elaborated program: parameters off the module tree, activated ones and
+FLOPs off the bodies that an entry runs, with contractions in the order that `order` gives them at
+the length asked for. Counted as papers count:
 
 - *parameters* are those that ``main`` reads; what only another entry reads stands beside them, and
   states (a router's bias) are not counted;
 - *activated* is what one token is multiplied with: of an array of blocks indexed by picks, as many
   as are picked; a table that is only looked up in is not counted;
-- *FLOPs* are two per multiply-add of every contraction, for a whole sequence without a cache; of a
-  contraction over pairs of positions (scores, and what they weigh) half, as attention is causal.
+- *FLOPs* are two per multiply-add of every contraction, for a whole sequence without a cache; of
+  contractions over pairs of positions (scores, and what they weigh) the share of pairs that the
+  mask lets see: half of them in causal attention, few in a sliding window.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-from compiler.cost import flops_of, is_square, lengths, volume
+from compiler import spec
+from compiler.cost import flops_of, lengths, volume
 from compiler.ir import Graph, Node, Program
+from compiler.passes import masks, order
 from compiler.tensors import VIEWS, Place, caches, called, patterns, places
 
 CACHE_WIDTH = {"act": 2, "f32": 4, "i64": 8, "bool": 1}  # bytes, of a model that runs in BF16
@@ -75,9 +79,10 @@ def report(program: Program, sequence: int = 4096) -> Report:
     runs: dict[str, _Run] = {}
     root = Place(program.modules[program.root])
     at = {**lengths(program.sizes, sequence), "wanted": sequence}
-    for entry in program.entries.values():
+    ordered = order.run(program)
+    for entry in ordered.entries.values():
         run = runs[entry.name] = _Run()
-        _visit(program, run, root, entry.body, at, 1, 1)
+        _visit(ordered, run, root, entry.body, at, 1, 1)
     rows = patterns(program)
     parameters = [p for p in rows if p.role == "param"]
     total = sum(p.elements for p in parameters if main in p.entries)
@@ -114,15 +119,16 @@ def _visit(
         loops: how often the body runs, each time at these lengths.
     """
     graph = program.bodies[body]
-    flops = 0.0
+    flops, seen = 0.0, masks.shares(graph, at["time"])
     for node in graph:
         if node.op == "contract" and node.attrs["over"]:
-            dims = {d.name: d for operand in graph.operands(node) for d in operand.type.dims}
-            flops += flops_of(graph, node, at) * (0.5 if is_square(dims.values()) else 1)
+            flops += flops_of(graph, node, at) * seen.get(node.name, 1.0)
         elif node.op == "param" and not _is_table(graph, node):
             key = (place.key, str(node.attrs["param"]))
             run.activated[key] = instances * volume(node.type.dims, at)
         for inner, inner_body in called(program, place, node):
+            if node.op == "branch" and not _is_taken(node, inner_body, at):
+                continue
             times, picked, inside = 1, 1, at
             if node.op == "chain":
                 times = picked = len(inner.ranges[-1])
@@ -133,6 +139,11 @@ def _visit(
                 inside = {**at, "rows": volume(pick, at)}
             _visit(program, run, inner, inner_body, inside, instances * picked, loops * times)
     run.flops[place.key] = run.flops.get(place.key, 0.0) + flops * loops
+
+
+def _is_taken(branch: Node, side: str, at: Mapping[str, int]) -> bool:
+    holds = spec.holds(branch.attrs["when"], at)
+    return side == branch.attrs["then" if holds else "otherwise"]
 
 
 def _is_table(graph: Graph, node: Node) -> bool:

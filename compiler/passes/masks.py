@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
+from compiler.cost import is_square
 from compiler.ir import Graph, Node, Rewriter, Type
 
 Interval = tuple[int | None, int | None]  # least <= position[time] - position[history] < beyond
@@ -142,15 +144,68 @@ def body(graph: Graph, parts: Sequence[tuple[str, bool]]) -> Graph:
     return rewriter.done(result)
 
 
+# -- how much is seen ----------------------------------------------------------------------------
+
+
 def visible(mask: Interval, length: int) -> float:
     """The share of the pairs of ``length`` positions with themselves that an interval lets see:
     for a causal mask (length + 1) / (2 * length)."""
     least, beyond = mask
+
+    def closer(distance: int) -> int:
+        """Pairs at a distance of 0 .. ``distance``: at each, ``length`` less that distance."""
+        reach = min(max(distance, 0), length)
+        return reach * length - reach * (reach - 1) // 2
+
     low = -length if least is None else least
     high = length if beyond is None else beyond
-    seen = sum(max(0, length - abs(distance)) for distance in _within(low, high, length))
-    return seen / length**2
+    if high <= low:
+        return 0.0
+    ahead = closer(high) - closer(max(low, 0))
+    behind = closer(1 - low) - closer(max(1 - high, 1)) if low < 0 else 0
+    return (ahead + behind) / length**2
 
 
-def _within(low: int, high: int, length: int) -> range:
-    return range(max(low, 1 - length), min(high, length))
+def shares(graph: Graph, length: int) -> dict[str, float]:
+    """For each contraction of an attention, scores and values, the share of its pairs that the mask
+    lets see where time and history are ``length`` positions; 1 where it is no interval."""
+    found: dict[str, float] = {}
+    for node in graph:
+        if node.op != "softmax" or not is_square(node.type.dims):
+            continue
+        conditions, products = _below(graph, node.inputs[0])
+        seen = both(interval(graph, name, wanted) for name, wanted in conditions)
+        share = visible(seen, length) if seen else 1.0
+        found |= dict.fromkeys([*products, *_above(graph, node.name)], share)
+    return found
+
+
+def _below(graph: Graph, name: str) -> tuple[list[tuple[str, bool]], list[str]]:
+    """The masks and the contractions that scores come from, through arithmetic."""
+    node = graph[name]
+    if node.op == "contract":
+        return [], [name]
+    conditions: list[tuple[str, bool]] = []
+    products: list[str] = []
+    values = node.inputs if node.op in ("map", "cast") else ()
+    if node.op == "map" and node.attrs["fn"] == "where":
+        condition, values = node.inputs[0], node.inputs[1:]
+        hidden = [graph[v].attrs.get("value") == -inf for v in values]
+        if any(hidden):
+            conditions.append((condition, hidden[1]))
+    for value in values:
+        masks, below = _below(graph, value)
+        conditions += masks
+        products += below
+    return conditions, products
+
+
+def _above(graph: Graph, name: str) -> list[str]:
+    """The contractions that read probabilities, through arithmetic."""
+    found: list[str] = []
+    for user in graph.users(name):
+        if user.op == "contract":
+            found.append(user.name)
+        elif user.op in ("map", "cast"):
+            found += _above(graph, user.name)
+    return found
