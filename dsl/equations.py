@@ -17,14 +17,19 @@ from dsl.scope import Failed, Scope, atoms
 from dsl.subscripts import subscript, taken
 from dsl.typed import (
     Axis,
+    Broadcast,
+    Choice,
     Contraction,
     Expr,
     Factor,
     Index,
     Iota,
+    Join,
     Map,
+    Pick,
     Position,
     Product,
+    Reduce,
     Scalar,
     Sub,
     Value,
@@ -43,6 +48,7 @@ class Binding:
     span: Span
     kind: str = "number"
     of: Index | None = None
+    reads: frozenset[str] = frozenset({"value"})  # see Checker.reads
 
 
 def union(*frees: tuple[Axis, ...]) -> tuple[Axis, ...]:
@@ -99,7 +105,10 @@ class Checker:
             case ast.Group():
                 if e.inner is None:
                     raise self.error(
-                        "E0401", "a product of indices stands only in brackets", e.span, hint="x[(g,m)]"
+                        "E0401",
+                        "a product of indices stands only in brackets",
+                        e.span,
+                        hint="x[(g,m)]",
                     )
                 return self.expr(e.inner)
             case ast.Choose():
@@ -132,7 +141,9 @@ class Checker:
         given = "number" if value.kind == "index" else value.kind
         if given != kind:
             names = {"number": "a number", "bool": "a truth value"}
-            raise self.error("E0602", f"{names[kind]} is expected here", value.span, f"this is {names[given]}")
+            raise self.error(
+                "E0602", f"{names[kind]} is expected here", value.span, f"this is {names[given]}"
+            )
         return value
 
     def both(self, e: ast.Binary) -> tuple[Expr, Expr]:
@@ -178,7 +189,9 @@ class Checker:
             return Position(e.span, (axis,), index=axis)
         if e.subscripts is None:
             index = self.scope.find_index(name)
-            if index is not None and not (self.scope.is_constant(name) and name not in self.scope.known_indices()):
+            if index is not None and not (
+                self.scope.is_constant(name) and name not in self.scope.known_indices()
+            ):
                 return Iota(e.span, (index,), index=index)
             if self.scope.is_constant(name):
                 return self._scalar(e, "number")
@@ -192,12 +205,16 @@ class Checker:
             return Failed()
         if text in self.later:
             return self.error(
-                "E0504", f"'{text}' is used before it is defined", name.span,
+                "E0504",
+                f"'{text}' is used before it is defined",
+                name.span,
                 notes=[(self.later[text], "defined here")],
             )
         known = [*self.values, *self.scope.known_indices(), *self.scope.context.constants]
         if text in self.scope.unit.visible or text in self.uses:
-            return self.error("E0208", f"'{text}' is not a value", name.span, hint=f"call it: {text}(...)")
+            return self.error(
+                "E0208", f"'{text}' is not a value", name.span, hint=f"call it: {text}(...)"
+            )
         return self.error("E0204", f"nothing is called '{text}'", name.span, hint=near(text, known))
 
     def _value(self, binding: Binding, e: ast.Ref) -> Expr:
@@ -208,7 +225,9 @@ class Checker:
             raise self.error(
                 "E0401",
                 f"'{binding.name}' has {_count(len(binding.axes), 'index', 'indices')}, not {len(given)}",
-                e.span, f"declared as {written}", notes=[(binding.span, "declared here")],
+                e.span,
+                f"declared as {written}",
+                notes=[(binding.span, "declared here")],
             )
         subs: list[Sub] = []
         failed = False
@@ -221,8 +240,14 @@ class Checker:
             raise Failed
         free = union(*(tuple(taken(s)) for s in subs))
         return Value(
-            e.span, free, binding.kind, binding.of,
-            name=binding.name, role=binding.role, axes=binding.axes, subscripts=tuple(subs),
+            e.span,
+            free,
+            binding.kind,
+            binding.of,
+            name=binding.name,
+            role=binding.role,
+            axes=binding.axes,
+            subscripts=tuple(subs),
         )
 
     # -- sums and products -----------------------------------------------------------------------
@@ -233,19 +258,57 @@ class Checker:
         self._want(right, "number")
         if isinstance(left, Scalar) and isinstance(right, Scalar):
             return self._scalar(e, "number")
-        # A number without indices goes with anything; otherwise both sides range over the same.
-        if left.free and right.free and set(left.free) != set(right.free):
-            lacking, other = (left, right) if set(right.free) - set(left.free) else (right, left)
+        # A number without indices goes with anything; otherwise both sides range over the same,
+        # but for what a term cannot range over.
+        for lacking, other in (left, right), (right, left):
             missing = [a for a in other.free if a not in lacking.free]
+            if not missing or not lacking.free or self._may_lack(lacking, missing):
+                continue
             names = ", ".join(f"'{a}'" for a in missing)
             raise self.error(
-                "E0406", f"this term lacks {names}, which the other term has", lacking.span,
+                "E0406",
+                f"this term lacks {names}, which the other term has",
+                lacking.span,
                 f"ranges over {_axes(lacking.free)}",
                 notes=[(other.span, f"ranges over {_axes(other.free)}")],
                 hint=f"if it is meant to be repeated, say so: broadcast[{', '.join(map(str, missing))}](...)\n"
                 f"if the other term is to be summed over {names}, write sum[{', '.join(map(str, missing))}](...)",
             )
-        return Map(e.span, union(left.free, right.free), fn="add" if e.op == "+" else "sub", args=(left, right))
+        return Map(
+            e.span,
+            union(left.free, right.free),
+            fn="add" if e.op == "+" else "sub",
+            args=(left, right),
+        )
+
+    def _may_lack(self, term: Expr, missing: list[Axis]) -> bool:
+        """Is ``term`` the same along these axes by what it is? What positions and numbers of indices
+        alone decide is the same along everything else; what is stored, for all tokens."""
+        reads = self.reads(term)
+        if "value" in reads:
+            return False
+        return not reads or all(isinstance(a, Index) and a.kind != "plain" for a in missing)
+
+    def reads(self, e: Expr) -> frozenset[str]:
+        """What decides an expression: a "value" of this token, what is "stored" (parameters and
+        states), or, if empty, only constants, positions and the numbers of indices."""
+        inner: list[Expr] = []
+        found: frozenset[str] = frozenset()
+        match e:
+            case Scalar() | Iota() | Position():
+                pass
+            case Value(name=name, role=role, subscripts=subscripts):
+                found = self.values[name].reads if role == "value" else frozenset({"stored"})
+                inner += [s.value for s in subscripts if isinstance(s, Pick)]
+            case Map(args=args) | Join(args=args):
+                inner += args
+            case Contraction(factors=factors):
+                inner += [f.value for f in factors]
+            case Reduce(arg=arg) | Choice(arg=arg) | Broadcast(arg=arg):
+                inner.append(arg)
+            case _:
+                found = frozenset({"value"})
+        return found.union(*map(self.reads, inner))
 
     def _product(self, e: ast.Binary) -> Expr:
         factors: list[Factor] = []
@@ -267,7 +330,9 @@ class Checker:
                 if len(inside) > 1 and len(inside) < len(counts[axis]):
                     outer = next(n for n in counts[axis] if not first <= n < last)
                     raise self.error(
-                        "E0408", f"'{axis}' would be summed inside the parentheses, and stands outside too", e.span,
+                        "E0408",
+                        f"'{axis}' would be summed inside the parentheses, and stands outside too",
+                        e.span,
                         notes=[(factors[outer].value.span, f"'{axis}' stands here as well")],
                         hint="give the product in parentheses a name of its own, or use two different indices",
                     )
@@ -285,7 +350,9 @@ class Checker:
             if any(a in self.reduced for a in value.free):
                 continue
             raise self.error(
-                "E0407", f"nothing is summed in this product with '{value.name}'", span,
+                "E0407",
+                f"nothing is summed in this product with '{value.name}'",
+                span,
                 f"'{value.name}' ranges over {_axes(value.free)}",
                 hint="an index that both factors share and the left side lacks is summed; is one misnamed?",
             )
@@ -323,7 +390,9 @@ class Checker:
         self.matches(value, wanted, e.value.span, e.name.span, shown)
         return value
 
-    def matches(self, value: Expr, wanted: tuple[Axis, ...], span: Span, left: Span, shown: str) -> None:
+    def matches(
+        self, value: Expr, wanted: tuple[Axis, ...], span: Span, left: Span, shown: str
+    ) -> None:
         extra = [a for a in value.free if a not in wanted]
         missing = [a for a in wanted if a not in value.free]
         if extra:
@@ -332,18 +401,28 @@ class Checker:
             hint = f"sum it: sum[{names}](...), or add it on the left: {shown[:-1] + ',' if shown.endswith(']') else shown + '['}{names}]"
             for axis in extra:
                 for index in wanted:
-                    if isinstance(index, Index) and index.alias is not None and set(atoms(axis)) <= set(atoms(index.alias)):
+                    if (
+                        isinstance(index, Index)
+                        and index.alias is not None
+                        and set(atoms(axis)) <= set(atoms(index.alias))
+                    ):
                         hint = f"'{index}' is {index.alias}: write {index.alias} on the left"
             raise self.error(
                 "E0405",
-                f"{_quoted(extra)} {'stand' if plural else 'stands'} in one factor only and not on the left", span,
-                f"ranges over {_axes(value.free)}", notes=[(left, f"the left side is {shown}")], hint=hint,
+                f"{_quoted(extra)} {'stand' if plural else 'stands'} in one factor only and not on the left",
+                span,
+                f"ranges over {_axes(value.free)}",
+                notes=[(left, f"the left side is {shown}")],
+                hint=hint,
             )
         if missing and (value.free or not isinstance(value, Scalar)):
             names = ", ".join(map(str, missing))
             raise self.error(
-                "E0406", f"the right side lacks {_quoted(missing)} of the left side", span,
-                f"ranges over {_axes(value.free)}", notes=[(left, f"the left side is {shown}")],
+                "E0406",
+                f"the right side lacks {_quoted(missing)} of the left side",
+                span,
+                f"ranges over {_axes(value.free)}",
+                notes=[(left, f"the left side is {shown}")],
                 hint=f"if it is meant to be repeated, say so: broadcast[{names}](...)",
             )
 
