@@ -381,8 +381,9 @@ class _Reader:
                 if graph.output not in graph:
                     inner.fail(f"%{graph.output} is not defined")
             else:
+                node = self.node(inner, dims)
                 try:
-                    graph.add(self.node(inner, dims))
+                    graph.add(node)
                 except ValueError as error:
                     raise TextError(f"line {inner.number}: {error}") from None
             inner.end()

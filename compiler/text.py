@@ -131,7 +131,7 @@ class Keys:
             self._keys[dim] = dim.name
             return
         key, number = dim.name, 1
-        while key in self.declared or (key != dim.name and resolve(key, self.declared)):
+        while resolve(key, self.declared):  # the key of another dim
             number += 1
             key = f"{dim.name}#{number}"
         self.declared[key] = dim

@@ -100,7 +100,8 @@ def _recursion(program: Program) -> Iterator[Problem]:
 
     def walk(name: str, path: tuple[str, ...]) -> Iterator[Problem]:
         if name in path:
-            yield Problem(name, f"the body runs itself: {' -> '.join((*path, name))}")
+            cycle = " -> ".join((*path[path.index(name) :], name))
+            yield Problem(name, f"the body runs itself: {cycle}")
         elif name in program.bodies and name not in done:
             for node in program.bodies[name]:
                 for run in _runs(node, program.bodies[name]):
