@@ -30,6 +30,9 @@ def dim_of(instance: Instance, axis: typed.Axis) -> Dim:
     return Dim.sum(parts) if isinstance(axis, typed.Sum) else Dim.product(parts)
 
 
+SOURCES = ("param", "state", "input", "position", "iota")
+
+
 class Builder:
     """A body under construction: nodes can still be renamed, labelled and shared."""
 
@@ -37,6 +40,7 @@ class Builder:
         self.name = name
         self.nodes: dict[str, Node] = {}
         self._shared: dict[object, str] = {}
+        self._hints: dict[str, str] = {}
         self._number = 0
 
     def __getitem__(self, name: str) -> Node:
@@ -66,19 +70,19 @@ class Builder:
         return rules.join(self.operands(names))
 
     def name_value(
-        self, node: str, label: str, rounds: bool, span: Span, taken: bool, trace: bool
+        self, node: str, name: str, rounds: bool, span: Span, taken: bool, trace: bool
     ) -> str:
-        """Give a value its source name. A value that has one already gets a copy."""
+        """Give a value its source name; one that has a name already (``taken``) gets a copy.
+
+        Names of a block's equations can be traced; those of inlined functions only help a reader.
+        """
         old = self.nodes[node]
-        if (
-            old.label is not None
-            or old.rounds
-            or old.op in ("param", "state", "input", "position", "iota")
-            or taken
-        ):
+        if taken or old.label is not None or old.op in SOURCES:
             node = self.add("cast", (node,), old.type, span)
             old = self.nodes[node]
-        self.nodes[node] = old.with_(label=label if trace else None, rounds=rounds, span=span)
+        label = name if trace else None
+        self.nodes[node] = old.with_(label=label, rounds=rounds or old.rounds, span=span)
+        self._hints[node] = name
         return node
 
     def finish(self, output: str) -> Graph:
@@ -94,21 +98,20 @@ class Builder:
             return name
 
         live = self._live(output)
-        for node in self.nodes.values():
-            if node.name in live and node.op == "input":
+        nodes = [n for n in self.nodes.values() if n.name in live]
+        for node in nodes:  # arguments keep their names whatever else is called so
+            if node.op == "input":
                 names[node.name] = fresh(node.attrs["name"])
-        for node in self.nodes.values():
-            if (
-                node.name in live
-                and node.name not in names
-                and (node.label or node.op in ("param", "state"))
-            ):
-                names[node.name] = fresh(node.label or node.attrs["param"])
+        for node in nodes:
+            known = node.label or node.attrs.get("param") if node.op != "input" else None
+            if known:
+                names[node.name] = fresh(known)
+        for node in nodes:
+            if node.name not in names and node.name in self._hints:
+                names[node.name] = fresh(self._hints[node.name])
         number = 0
         graph = Graph(self.name)
-        for node in self.nodes.values():
-            if node.name not in live:
-                continue
+        for node in nodes:
             if node.name not in names:
                 number += 1
                 names[node.name] = fresh(str(number))

@@ -181,5 +181,5 @@ def _result(
         if definition.result_of is not None
         else None
     )
-    pairs = tuple(sorted((k, v) for k, v in names.items()))
+    pairs = tuple(sorted((k, v) for k, v in names.items() if k != v))
     return tuple(dims), of, pairs
