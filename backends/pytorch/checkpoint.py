@@ -157,6 +157,19 @@ def _files_without_index(folder: Path) -> list[str]:
     return names
 
 
+def eos_tokens(folder: Path) -> list[int] | None:
+    """The tokens that end a sequence, as generation_config.json or config.json says; None if
+    neither does."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            match read_json(folder / name).get("eos_token_id"):
+                case int(token):
+                    return [token]
+                case [*tokens] if tokens and all(isinstance(t, int) for t in tokens):
+                    return tokens
+    return None
+
+
 # -- does it fit ----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,53 @@
+"""``dslc compile``: from an .arch file to a directory, or one of its stages on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from dslc.commands.options import add_json, add_source, compiled, not_yet
+from dslc.terminal import large, steps
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_source(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, help="where to (build/<name of the file>)"
+    )
+    parser.add_argument("--backend", choices=("pytorch", "mlir"), default="pytorch")
+    parser.add_argument("--target", metavar="NAME", default="cpu", help="cpu, cuda, sm_90, ...")
+    parser.add_argument(
+        "--emit",
+        choices=("graph", "pytorch", "triton", "mlir"),
+        help="print one form of the program and write nothing",
+    )
+    parser.add_argument("--dialect", metavar="D", help="with --emit mlir")
+    parser.add_argument("--after", metavar="PASS", help="with --emit graph: as that pass left it")
+    parser.add_argument(
+        "--verify", action="store_true", help="run the program before and after each pass, compare"
+    )
+    parser.add_argument("--optimize", action="store_true", help="compile code ahead of time")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.emit in ("triton", "mlir") or options.dialect:
+        raise not_yet(f"--emit {options.emit}")
+    if options.optimize:
+        raise not_yet("--optimize")
+    with steps(options.file) as show:
+        program = compiled(options, show, options.verify)
+    if options.emit or options.after:
+        text = program.code() if options.emit == "pytorch" else program.graph(options.after)
+        print(text, end="")
+        return 0
+    output = options.output or Path("build") / Path(options.file).stem
+    program.save(output)
+    report = program.report()
+    if options.json:
+        found = {"directory": str(output), "model": program.name, "parameters": report.parameters}
+        print(json.dumps(found))
+    else:
+        print(f"{output}: {program.name}, {large(report.parameters)} parameters")
+    return 0

@@ -1,0 +1,84 @@
+"""``dslc inspect``: parameters, activated parameters, cache and FLOPs per token, by block."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from compiler.report import Report
+from dslc.commands.options import add_json, add_source, compiled
+from dslc.terminal import flops, large, steps, table
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    add_source(parser)
+    parser.add_argument(
+        "--sequence",
+        metavar="N",
+        type=int,
+        default=4096,
+        help="tokens of the sequence that FLOPs are counted for (%(default)s)",
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    with steps(options.file) as show:
+        report = compiled(options, show).report(options.sequence)
+    if options.json:
+        print(json.dumps(as_data(report)))
+    else:
+        _print(report)
+    return 0
+
+
+def as_data(report: Report) -> dict[str, object]:
+    """What ``--json`` prints; the interface of docs and outside checks."""
+    return {
+        "model": report.model,
+        "parameters": {
+            "total": report.parameters,
+            "activated": report.activated,
+            "mtp": report.others,
+        },
+        "kv_cache": {"bytes_per_token": report.cache_bytes_per_token},
+        "flops": {
+            "forward_per_token": report.forward_flops,
+            "training_per_token": report.training_flops,
+            "sequence": report.sequence,
+        },
+        "blocks": [vars(row) for row in report.blocks],
+    }
+
+
+def _print(report: Report) -> None:
+    print(report.model)
+    rows = [
+        ("parameters", f"{report.parameters:,}", large(report.parameters)),
+        ("activated per token", f"{report.activated:,}", large(report.activated)),
+        ("beside the main model", f"{report.others:,}", large(report.others)),
+        ("cache per token, BF16", f"{report.cache_bytes_per_token:,} bytes", ""),
+        (
+            f"FLOPs per token, sequence {report.sequence:,}",
+            f"{flops(report.forward_flops)} forward",
+            f"{flops(report.training_flops)} in training",
+        ),
+    ]
+    for what, value, short in rows:
+        print(f"  {what:<36} {value:>24}   {short}".rstrip())
+    table(
+        ("path", "block", "source", "count", "parameters", "activated", "FLOPs"),
+        [
+            (
+                row.path or report.model,
+                row.block,
+                row.span,
+                f"{row.count:,}",
+                large(row.parameters),
+                large(row.activated),
+                flops(row.flops),
+            )
+            for row in report.blocks
+        ],
+        left=3,
+    )
