@@ -1,80 +1,23 @@
-"""Checks a program: blocks, functions, and what stands around them.
-
-``check_library`` finds every mistake of a file and its imports; ``CheckedProgram`` then gives the
-compiler the typed form of each block, under the conditions that the constants decide.
-"""
+"""Checks blocks and functions, each under one outcome of its compile-time conditions."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsl import syntax as ast
 from dsl import typed
-from dsl.calls import BUILTINS, Signature, Used
+from dsl.calls import Signature, Used
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.equations import Binding, Checker
 from dsl.extents import Extent
 from dsl.files import Library, Unit
+from dsl.primitives import BUILTINS
 from dsl.scope import Context, Failed, Scope, atoms, size_name
 from dsl.typed import Axis, Index
+from dsl.variants import Decide, flatten
 
-Decide = Callable[[ast.Expr], bool]
 DTYPES = ("act", "f32")
-MOST_VARIANTS = 16  # outcomes of a block's conditions that are checked, all of them up to here
-
-
-def flatten(items: tuple[ast.Item, ...], decide: Decide) -> Iterator[ast.Item]:
-    """Members or statements with the compile-time choices made."""
-    for item in items:
-        if isinstance(item, ast.If):
-            yield from flatten(item.then if decide(item.condition) else item.otherwise, decide)
-        else:
-            yield item
-
-
-def conditions(items: tuple[ast.Item, ...]) -> Iterator[ast.Expr]:
-    """Every condition of compile-time ``if``s in members or statements."""
-    for item in items:
-        if isinstance(item, ast.If):
-            yield item.condition
-            yield from conditions(item.then)
-            yield from conditions(item.otherwise)
-        elif isinstance(item, ast.Def):
-            yield from conditions(item.body)
-
-
-def atom_of(condition: ast.Expr) -> tuple[str, bool]:
-    """A condition's text without its negations, and whether it was negated."""
-    match condition:
-        case ast.Unary(op="not", operand=operand):
-            text, negated = atom_of(operand)
-            return text, not negated
-        case ast.Group() if condition.inner is not None:
-            return atom_of(condition.inner)
-        case ast.Binary(op="!=" | "==" as op, left=left, right=right):
-            return f"{left.span.text} == {right.span.text}", op == "!="
-    return condition.span.text, False
-
-
-def variants(items: tuple[ast.Item, ...]) -> list[Decide]:
-    """One decision function for each way the conditions can turn out."""
-    texts = list(dict.fromkeys(atom_of(c)[0] for c in conditions(items)))
-    outcomes = list(
-        itertools.islice(itertools.product((True, False), repeat=len(texts)), MOST_VARIANTS)
-    )
-
-    def decide_by(outcome: tuple[bool, ...]) -> Decide:
-        table = dict(zip(texts, outcome, strict=True))
-
-        def decide(condition: ast.Expr) -> bool:
-            text, negated = atom_of(condition)
-            return table[text] != negated
-
-        return decide
-
-    return [decide_by(o) for o in outcomes]
 
 
 @dataclass(frozen=True)
@@ -121,8 +64,7 @@ class ProgramChecker(Context):
         Raises:
             Failed: its declaration is wrong (reported where it stands).
         """
-        decl, home = unit.visible[name]
-        assert isinstance(decl, ast.Fn)
+        decl, home = self.function(name, unit)
         if id(decl) not in self._signatures:
             scope = self.base_scope(decl, home)
             scope.found = Diagnostics()  # mistakes here are reported when the function is checked
@@ -240,7 +182,7 @@ class ProgramChecker(Context):
 
     def _give_uses(self, checker: Checker, uses: list[typed.Use]) -> None:
         for use in uses:
-            target, home = use.target  # type: ignore[misc]
+            target, home = use.target
             head = self.head(target, home)
             used = Used(use, head.indices, head.defs, head.private)
             checker.pieces.setdefault(use.name, []).append(used)
@@ -331,7 +273,8 @@ class ProgramChecker(Context):
                     hint=near(setting.name.text, known),
                 )
         settings = {s.name.text: s.value for s in decl.settings if s.name.text in known}
-        uses.append(typed.Use(name, target.name.text, visible, array, bind, settings, decl.span))
+        found = (target, visible[1])
+        uses.append(typed.Use(name, target.name.text, found, array, bind, settings, decl.span))
 
     # -- defs and functions ----------------------------------------------------------------------
 
@@ -433,7 +376,10 @@ class ProgramChecker(Context):
             dtype = dtype or _dtype(scope, result.dtype)
             self._matches_result(e, axes, result, signature, value, scope)
             axes = signature.result_axes
-        checker.values[name] = Binding(name, "value", axes, e.name.span, value.kind, value.of)
+        reads = checker.reads(value) if kind != "cached" else frozenset({"value"})
+        checker.values[name] = Binding(
+            name, "value", axes, e.name.span, value.kind, value.of, reads
+        )
         return typed.Equation(name, kind, written, axes, dtype, value, e.span)
 
     def _matches_result(

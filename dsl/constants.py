@@ -389,7 +389,7 @@ def check_requirements(
                 if not evaluate(need.condition, constants.value, _no_size, constants.functions):
                     found.error(
                         "E0305",
-                        f"this does not hold: {_text(need.condition.span)}",
+                        f"this does not hold: {need.condition.span.text}",
                         need.condition.span,
                     )
             except ConstantError as error:
@@ -400,7 +400,7 @@ def check_requirements(
         for key in need.keys:
             value = _config_value(constants.choices.config, key)
             allowed = [literal.value for literal in need.allowed]
-            if value is None or any(value == a and type(value) is type(a) for a in allowed):
+            if value is None or any(_equal(value, a) for a in allowed):
                 continue
             wanted = " or ".join(_shown(a) for a in allowed)
             found.error(
@@ -411,13 +411,14 @@ def check_requirements(
             )
 
 
+def _equal(value: Any, wanted: Constant) -> bool:
+    """1 and 1.0 are the same, 1 and true are not."""
+    return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
+
+
 def _shown(value: Any) -> str:
-    return (
-        {True: "true", False: "false", None: "null"}.get(value, repr(value).replace("'", '"'))
-        if isinstance(value, (bool, str, type(None)))
-        else str(value)
-    )
-
-
-def _text(span: Span) -> str:
-    return span.text
+    if isinstance(value, str):
+        return f'"{value}"'
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)

@@ -14,12 +14,13 @@ from functools import cached_property
 
 from dsl import syntax as ast
 from dsl import typed
-from dsl.check import ProgramChecker, conditions
+from dsl.check import ProgramChecker
 from dsl.constants import Constant, ConstantError, Constants, evaluate, polynomial
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Span
 from dsl.extents import Extent, ExtentError
 from dsl.files import Unit
 from dsl.scope import ConstScope, atoms, setting_name, size_name
+from dsl.variants import conditions
 
 Lookup = Callable[[str, Span], Constant]
 
@@ -139,9 +140,9 @@ class Instances:
 
     def used(self, user: Instance, use: typed.Use) -> Instance:
         """The block that a use runs, at the user's extents."""
-        target, home = use.target  # type: ignore[misc]
+        target, home = use.target
         extents = tuple(user.extent(axis.size) for axis in use.bind)
-        lookup = self.lookup(user, user.block.scope)  # type: ignore[arg-type]
+        lookup = self.lookup(user, user.block.scope)
         values = {name: self.evaluate(value, lookup) for name, value in use.settings.items()}
         symbols = {
             name: self.extent_of(value, user, values[name])
@@ -219,7 +220,7 @@ class Instances:
         block = instance.block
         loops = {u.array for u in block.uses if u.array is not None}
         indices = [i for s in block.stored for axis in s.axes for i in atoms(axis)]
-        indices += [i for i in block.scope.indices.values() if not i.formal]  # type: ignore[attr-defined]
+        indices += [i for i in block.scope.indices.values() if not i.formal]
         found = Diagnostics()
         for index in dict.fromkeys([*indices, *loops]):
             if index.kind != "plain":

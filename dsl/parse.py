@@ -109,7 +109,7 @@ def parse(source: Source, found: Diagnostics) -> syntax.File:
 def _build(source: Source, text: str, lines_before: int) -> syntax.File:
     tree = grammar().parse(text)
     try:
-        return TreeBuilder(source, lines_before).transform(tree)  # type: ignore[no-any-return]
+        return TreeBuilder(source, lines_before).transform(tree)
     except VisitError as error:
         raise error.orig_exc from None
 

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsl import syntax as ast
-from dsl.check import Decide, ProgramChecker, flatten, variants
+from dsl.check import ProgramChecker
 from dsl.constants import Choices, ConstantError, Constants, check_requirements
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Span, near
 from dsl.files import Library, Unit, load, locate
 from dsl.instances import Instances
 from dsl.scope import Failed
+from dsl.variants import flatten, variants
 
 
 @dataclass
@@ -359,6 +360,3 @@ def _model(
             hint="def main(token[t] of w) -> logits[t,w] { ... }",
         )
     return chosen
-
-
-__all__ = ["CheckedProgram", "Decide", "check_file", "open_program", "placeholders"]

@@ -248,9 +248,6 @@ class Scope:
 class Context:
     """One program being checked: its files, its constants' names, its time axes."""
 
-    def fn_signature(self, name: str, unit: Unit) -> Signature:
-        raise NotImplementedError  # the checker of blocks and functions knows
-
     def __init__(self, library: Library, found: Diagnostics):
         self.library = library
         self.found = found
@@ -260,6 +257,15 @@ class Context:
         self._file_indices: dict[tuple[int, str], Index] = {}
         self._file_scopes: dict[int, Scope] = {}
         self._extents: dict[str, Extent] = {}
+
+    def fn_signature(self, name: str, unit: Unit) -> Signature:
+        raise NotImplementedError  # the checker of blocks and functions knows
+
+    def function(self, name: str, unit: Unit) -> tuple[ast.Fn, Unit]:
+        """The function that ``unit`` knows under ``name``, and the file it stands in."""
+        decl, home = unit.visible[name]
+        assert isinstance(decl, ast.Fn)
+        return decl, home
 
     def file_scope(self, unit: Unit) -> Scope:
         return self._file_scopes.setdefault(id(unit), Scope(self, unit, ""))

@@ -7,6 +7,7 @@ so that no later stage recurses past what Python can bear.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 from dsl.diagnostics import Span
 
 MAX_DEPTH = 120  # nesting of expressions and of braces

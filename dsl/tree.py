@@ -24,7 +24,7 @@ def _flat(children: list[Any]) -> list[Any]:
 
 
 @v_args(meta=True)
-class TreeBuilder(Transformer_NonRecursive):  # type: ignore[type-arg]
+class TreeBuilder(Transformer_NonRecursive):
     """One method per grammar rule. ``lines_before`` is where this text starts in its file."""
 
     def __init__(self, source: Source, lines_before: int = 0):

@@ -10,9 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
 from dsl import syntax as ast
 from dsl.diagnostics import Span
 from dsl.extents import Extent
+
+if TYPE_CHECKING:
+    from dsl.files import Unit
+    from dsl.scope import ConstScope
 
 # -- indices ---------------------------------------------------------------------------------------
 
@@ -92,12 +98,12 @@ class Expr:
     of: Index | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scalar(Expr):
     """A compile-time constant expression; ``names`` are the local constants it may read."""
 
-    value: ast.Expr = None  # type: ignore[assignment]
-    scope: object = None  # what its names mean: constants.Scope
+    value: ast.Expr
+    scope: ConstScope  # what its names mean
 
 
 # How one declared axis of a value is subscripted.
@@ -131,7 +137,7 @@ class At:
     """One fixed position."""
 
     value: ast.Expr
-    scope: object
+    scope: ConstScope
 
 
 @dataclass(frozen=True)
@@ -144,36 +150,36 @@ class Pick:
 Sub = Take | Part | Split | At | Pick
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Value(Expr):
     """A named value, parameter or state, subscripted."""
 
-    name: str = ""
-    role: str = "value"  # value, param, state
-    axes: tuple[Axis, ...] = ()  # as declared
-    subscripts: tuple[Sub, ...] = ()
+    name: str
+    role: str  # value, param, state
+    axes: tuple[Axis, ...]  # as declared
+    subscripts: tuple[Sub, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Iota(Expr):
     """An index used as a number."""
 
-    index: Index = None  # type: ignore[assignment]
+    index: Index
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Position(Expr):
     """Where in its sequence each token of ``time`` or ``history`` stands."""
 
-    index: Index = None  # type: ignore[assignment]
+    index: Index
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Map(Expr):
     """An elementwise function; dims are aligned by name."""
 
-    fn: str = ""
-    args: tuple[Expr, ...] = ()
+    fn: str
+    args: tuple[Expr, ...]
 
 
 @dataclass(frozen=True)
@@ -182,75 +188,75 @@ class Factor:
     divides: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contraction(Expr):
     """A chain of ``*`` and ``/``, summed over ``over``."""
 
-    factors: tuple[Factor, ...] = ()
-    over: tuple[Axis, ...] = ()
+    factors: tuple[Factor, ...]
+    over: tuple[Axis, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reduce(Expr):
-    fn: str = ""  # sum, mean, max, min
-    over: tuple[Axis, ...] = ()
-    arg: Expr = None  # type: ignore[assignment]
+    fn: str  # sum, mean, max, min
+    over: tuple[Axis, ...]
+    arg: Expr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choice(Expr):
     """softmax, top, argtop, in_top over one axis (``parts`` if it is an alias of a product)."""
 
-    fn: str = ""
-    over: Index = None  # type: ignore[assignment]
-    to: Index | None = None
-    count: ast.Expr | None = None
-    scope: object = None
-    arg: Expr = None  # type: ignore[assignment]
+    fn: str
+    over: Index
+    to: Index | None
+    count: ast.Expr | None
+    scope: ConstScope
+    arg: Expr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Join(Expr):
     """``stack[o](a, b)`` along a new index, ``concat[n|j](a, b)`` along a sum."""
 
-    fn: str = ""
-    axis: Axis = None  # type: ignore[assignment]
-    args: tuple[Expr, ...] = ()
+    fn: str
+    axis: Axis
+    args: tuple[Expr, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Broadcast(Expr):
-    axes: tuple[Axis, ...] = ()
-    arg: Expr = None  # type: ignore[assignment]
+    axes: tuple[Axis, ...]
+    arg: Expr
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CallFn(Expr):
     """A function, inlined. ``bind`` maps its formal indices to the caller's axes."""
 
-    fn: str = ""
-    target: object = None  # the declaration and the file it stands in
-    bind: tuple[tuple[Index, Axis], ...] = ()
-    args: tuple[Expr, ...] = ()
+    fn: str
+    target: tuple[ast.Fn, Unit]
+    bind: tuple[tuple[Index, Axis], ...]
+    args: tuple[Expr, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CallBlock(Expr):
     """A def of a used block (``use``), of an array of them at ``pick``, or of this block (no use)."""
 
-    use: str | None = None
-    method: str = "call"
-    pick: Expr | None = None
-    args: tuple[Expr, ...] = ()
+    use: str | None
+    method: str
+    pick: Expr | None
+    args: tuple[Expr, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chain(Expr):
     """``chain[a](layers, x)``: each block of the array in turn."""
 
-    use: str = ""
-    index: Index = None  # type: ignore[assignment]
-    args: tuple[Expr, ...] = ()
+    use: str
+    index: Index
+    args: tuple[Expr, ...]
 
 
 # -- blocks ----------------------------------------------------------------------------------------
@@ -307,7 +313,7 @@ class Stored:
 class Use:
     name: str
     block: str
-    target: object  # the declaration and the file it stands in
+    target: tuple[ast.Block, Unit]  # the declaration and the file it stands in
     array: Index | None
     bind: tuple[Axis, ...]
     settings: Mapping[str, ast.Expr]
@@ -324,7 +330,7 @@ class Block:
     stored: tuple[Stored, ...]
     uses: tuple[Use, ...]
     defs: Mapping[str, Def]
-    scope: object
+    scope: ConstScope
     span: Span
 
 
@@ -333,5 +339,5 @@ class Fn:
     name: str
     formals: tuple[Index, ...]
     definition: Def
-    scope: object
+    scope: ConstScope
     span: Span

@@ -64,7 +64,7 @@ class BodyLowering:
         self.lifted = self._lifted_dims()
 
     def _scope(self) -> ConstScope:
-        scope: ConstScope = self.instance.block.scope  # type: ignore[assignment]
+        scope: ConstScope = self.instance.block.scope
         local = {
             n: ast.ConstDecl(ast.Name(n, e.span), (), e, e.span)
             for n, e in self.definition.constants.items()
