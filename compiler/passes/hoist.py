@@ -21,7 +21,7 @@ import networkx as nx
 
 from compiler import spec
 from compiler.ir import Dim, Graph, Node, Program, Rewriter, Type
-from compiler.passes import cse
+from compiler.passes import cse, simplify
 
 SOURCES = frozenset({"constant", "iota", "position"})
 # What reads a body's arguments, parameters or cache; other ops are functions of their operands.
@@ -33,7 +33,8 @@ DIM_NAMES = frozenset({"over", "to", "dim", "dims", "part"})
 def run(program: Program) -> Program:
     bodies = dict(program.bodies)
     for name in _callees_first(program):
-        bodies[name] = cse.run_on(bodies[name])  # so that equal tables move as one
+        # Equal tables move as one.
+        bodies[name] = cse.run_on(simplify.run_on(bodies[name]))
         moved = _invariants(bodies[name]) if _may_lose(program, name) else []
         if not moved:
             continue
@@ -108,9 +109,10 @@ def _release(graph: Graph, moved: list[str]) -> Graph:
         rewriter.replace(node.name, rewriter.copy(node).name)
     for name in moved:
         node = graph[name]
-        known = _unused(node.label or name, names)
+        known = _unused(_word(graph, node), names)
         names.add(known)
-        made = Node(name, "input", (), node.type, {"name": known}, node.span, node.label)
+        unique = rewriter.new.fresh(known)
+        made = Node(unique, "input", (), node.type, {"name": known}, node.span, node.label)
         rewriter.replace(name, rewriter.new.add(made).name)
     for node in graph:
         if node.name not in rewriter.to:
@@ -121,6 +123,7 @@ def _release(graph: Graph, moved: list[str]) -> Graph:
 def _receive(caller: Graph, body: Graph, moved: list[str]) -> Graph:
     """The caller, which computes these values before each run of the body and passes them."""
     needed = set(moved).union(*(nx.ancestors(body.nx, name) for name in moved))
+    labels = {node.label for node in caller}
     rewriter = Rewriter(caller)
     for node in caller:
         if node.attrs.get("body") != body.name:
@@ -131,8 +134,11 @@ def _receive(caller: Graph, body: Graph, moved: list[str]) -> Graph:
         here: dict[str, str] = {}
         for old in body:
             if old.name in needed:
+                stem = _word(body, old) if old.name in moved else old.name
                 made = _under(old, names).with_(
-                    name=rewriter.new.fresh(old.name), inputs=tuple(here[i] for i in old.inputs)
+                    name=rewriter.new.fresh(stem),
+                    inputs=tuple(here[i] for i in old.inputs),
+                    label=old.label if old.label not in labels else None,
                 )
                 here[old.name] = rewriter.new.add(made).name
         used = {dim.name for name in moved for dim in body[name].type.dims}
@@ -142,6 +148,13 @@ def _receive(caller: Graph, body: Graph, moved: list[str]) -> Graph:
         ran = node.with_(name=rewriter.new.fresh(node.name), inputs=inputs, attrs=attrs)
         rewriter.replace(node.name, rewriter.new.add(ran).name)
     return rewriter.done()
+
+
+def _word(graph: Graph, node: Node) -> str:
+    """What to call a value that leaves its body: its label, or the function it is made by."""
+    while not node.label and node.op == "map" and len(node.inputs) > 1:
+        node = max(graph.operands(node), key=lambda operand: len(operand.type.dims))
+    return node.label or str(node.attrs.get("fn", node.op))
 
 
 def _unused(name: str, taken: set[str]) -> str:
