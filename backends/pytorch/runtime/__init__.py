@@ -1,6 +1,25 @@
 """What emitted models call: the step and its cache, and the few operations torch does not have."""
 
+from backends.pytorch.runtime.attention import attention
 from backends.pytorch.runtime.cache import Cache
+from backends.pytorch.runtime.experts import apply, experts
+from backends.pytorch.runtime.modules import Numbered, making, named, table
+from backends.pytorch.runtime.ops import gather, in_top, inf, softmax, top
 from backends.pytorch.runtime.step import Step
 
-__all__ = ["Cache", "Step"]
+__all__ = [
+    "Cache",
+    "Numbered",
+    "Step",
+    "apply",
+    "attention",
+    "experts",
+    "gather",
+    "in_top",
+    "inf",
+    "making",
+    "named",
+    "softmax",
+    "table",
+    "top",
+]

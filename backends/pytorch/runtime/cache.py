@@ -1,4 +1,4 @@
-"""What a model remembers of earlier steps: one tensor per value that its author marked ``cached``."""
+"""What a model remembers of earlier steps: a tensor for each value marked ``cached``."""
 
 from __future__ import annotations
 

@@ -72,6 +72,7 @@ class Step:
         self.starts = tuple(cache.lengths[s] if cache else 0 for s in self.slots)
         self.lengths = tuple(a + n for a, n in zip(self.starts, self.counts, strict=True))
         self.history = max(self.lengths, default=0)
+        self.in_order = position is None  # positions are places in the history
         self._position = position
         if last_only and rows is None:
             ends = torch.tensor(self.counts, dtype=torch.int64).cumsum(0) - 1
@@ -180,6 +181,33 @@ class Step:
         """The rows whose result is wanted, of a packed value with its tokens at ``axis``."""
         return x if self.rows is None else x.index_select(axis, self.rows)
 
+    def spread(self, x: Tensor) -> Tensor:
+        """One value per sequence, ``[batch, ...]``, for each of its tokens: ``[total, ...]``."""
+        return x.expand(self.batch, *x.shape[1:]).index_select(0, self.sequence)
+
+    # -- within sequences --------------------------------------------------------------------------
+
+    @cached_property
+    def history_index(self) -> Tensor:
+        """int64 ``[1, history]``: 0, 1, 2, ... along the history."""
+        return torch.arange(self.history, device=self.device)[None]
+
+    def within_history(self, x: Tensor, axis: int, fill: float = 0) -> Tensor:
+        """``[batch, ..., history, ...]`` with ``fill`` where a sequence has no such position."""
+        return _within(x, self.history_valid, axis, fill)
+
+    def within_time(self, x: Tensor, axis: int, fill: float = 0) -> Tensor:
+        """``[batch, ..., time, ...]`` with ``fill`` where a sequence has no such token."""
+        return _within(x, self.time_valid, axis, fill)
+
+    def history_mean(self, x: Tensor, axis: int) -> Tensor:
+        """The mean over each sequence's own history; 0 for one that has none."""
+        return _mean(self.within_history(x, axis), self.lengths, axis)
+
+    def time_mean(self, x: Tensor, axis: int) -> Tensor:
+        """The mean over each sequence's own tokens of this step; 0 for one that has none."""
+        return _mean(self.within_time(x, axis), self.counts, axis)
+
     # -- what came before ------------------------------------------------------------------------
 
     def extend(self, module: nn.Module, name: str, x: Tensor, axis: int = 0) -> Tensor:
@@ -196,3 +224,18 @@ class Step:
         """Let the cache count this step's positions. Call it once, when the step has been run."""
         if self.cache is not None:
             self.cache.commit(self.slots, self.lengths)
+
+
+def _within(x: Tensor, valid: Tensor | None, axis: int, fill: float) -> Tensor:
+    if valid is None:
+        return x
+    shape = [1] * x.ndim
+    shape[0], shape[axis] = valid.shape
+    return torch.where(valid.reshape(shape), x, fill)
+
+
+def _mean(x: Tensor, counts: Sequence[int], axis: int) -> Tensor:
+    """``x`` is zero where nothing is."""
+    total = x.sum(axis)
+    among = torch.tensor(counts, device=x.device).clamp(min=1).to(x.dtype)
+    return total / among.reshape(-1, *[1] * (total.ndim - 1))

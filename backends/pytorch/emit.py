@@ -1,0 +1,116 @@
+"""A program as the text of ``model.py``: one ``nn.Module`` class per block, as written by hand.
+
+    text = emit(program)
+
+The text needs torch and ``backends.pytorch.runtime``, nothing else. ``build()`` makes the model,
+empty; each entry of the program is a method of it, ``main(step, token)``. Emission writes text
+only: it does not import torch, and takes no longer for more layers or experts.
+"""
+
+from __future__ import annotations
+
+import re
+
+from backends.pytorch.emit_class import Argument, ClassWriter, code
+from backends.pytorch.emit_sizes import Constants
+from backends.pytorch.emit_text import WIDTH
+from backends.pytorch.emit_values import EmitError
+from backends.pytorch.names import Scope
+from compiler.ir import Module, Program
+
+# What model.py may import from the runtime, where it is used.
+RUNTIME = [
+    "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top", "inf", "making",
+    "named", "softmax", "table", "top",
+]  # fmt: skip
+IMPORTED = ["torch", "F", "nn", "Tensor", *RUNTIME, "build"]
+
+__all__ = ["EmitError", "emit"]
+
+
+def emit(program: Program) -> str:
+    """The text of a program's ``model.py``.
+
+    Raises:
+        EmitError: the program holds something that this backend has no code for.
+    """
+    return Emitter(program).text()
+
+
+class Emitter:
+    """Collects the classes of one program. Modules of one block whose texts are equal share one."""
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.scope = Scope(*IMPORTED)
+        self.constants = Constants(dict(program.constants), self.scope)
+        self.reserved = [*IMPORTED, "next", "range", *self.constants.reserved]
+        self._root = self.scope.take(program.modules[program.root].block)
+        self._writers: dict[str, ClassWriter] = {}
+        self._made: dict[str, tuple[str, list[Argument]]] = {}  # by module: class, arguments
+        self._texts: dict[tuple[str, str], str] = {}  # (block, text): class
+        self._classes: list[list[str]] = []
+
+    def writer(self, module: str) -> ClassWriter:
+        if module not in self._writers:
+            self._writers[module] = ClassWriter(self, self.program.modules[module])
+        return self._writers[module]
+
+    def entry_of(self, module: Module, body: str) -> str | None:
+        """The entry point that a body of the root module is."""
+        if module.name != self.program.root:
+            return None
+        return next((e.name for e in self.program.entries.values() if e.body == body), None)
+
+    def made(self, module: str) -> tuple[str, list[Argument]]:
+        """A module's class and the arguments of its constructor; its children's come first."""
+        if module not in self._made:
+            writer = self.writer(module)
+            writer.finish()
+            for child in writer.module.children:
+                self.made(child.module)
+            block = writer.module.block
+            writer.text("_")  # children's arguments may name further dims of this class
+            text = "\n".join(code(writer.text("_")))
+            if (block, text) not in self._texts:
+                root = module == self.program.root
+                name = self._root if root else self.scope.take(block)
+                self._texts[block, text] = name
+                self._classes.append(writer.text(name, defaults=root))
+            self._made[module] = (self._texts[block, text], writer.arguments())
+        return self._made[module]
+
+    def text(self) -> str:
+        root = self.writer(self.program.root)
+        for entry in self.program.entries.values():
+            root.method(entry.body)
+        build = _build(self.made(self.program.root)[0])
+        body = "\n\n\n".join("\n".join(lines) for lines in [*self._classes, build])
+        constants = "\n".join(self.constants.lines)
+        span = root.module.span
+        source = f" from {span.source.name}" if span else ""
+        head = [f'"""{self.program.name}, written by dslc{source}."""', "", *_imports(body)]
+        parts = ["\n".join(head), constants] if constants else ["\n".join(head)]
+        return "\n\n".join(parts) + "\n\n\n" + body + "\n"
+
+
+def _build(name: str) -> list[str]:
+    return [
+        f'def build(device: str = "meta", dtype: torch.dtype = torch.float32) -> {name}:',
+        '    """The model, its weights not filled in; ``dtype`` is that of its activations too."""',
+        "    with making(device, dtype):",
+        f"        return named({name}())",
+    ]
+
+
+def _imports(body: str) -> list[str]:
+    used = [name for name in RUNTIME if re.search(rf"(?<![.\w]){name}\b", body)]
+    lines = ["import torch"]
+    if re.search(r"\bF\.", body):
+        lines.append("import torch.nn.functional as F")
+    lines += ["from torch import Tensor, nn", ""]
+    line = f"from backends.pytorch.runtime import {', '.join(used)}"
+    lines += wrapped(
+        line if len(line) <= WIDTH else line.replace(used[0], f"({used[0]}", 1) + ")", 0
+    )
+    return lines

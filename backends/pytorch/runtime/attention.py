@@ -1,0 +1,161 @@
+"""Attention over the histories of a step's sequences, a stretch of queries at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from math import prod
+
+import torch
+from torch import Tensor
+
+from backends.pytorch.runtime.step import Step
+
+# Scores held at once, in numbers: 64 MB of f32. Longer prompts are taken in stretches of queries.
+MOST_SCORES = 1 << 24
+
+Term = tuple[str, Tensor, Tensor]
+Visible = tuple[int, int | None]
+
+
+def attention(
+    step: Step,
+    terms: Sequence[Term],
+    value: tuple[str, Tensor],
+    *,
+    scale: float = 1.0,
+    visible: Visible | None = None,
+    mask: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Softmax over the history of a sum of score products, times a value.
+
+    Equations are einsum's, without the sequences' axis; ``t`` stands for the step's tokens, ``s``
+    for the history. A key or value that lacks a head's letter is shared by the heads and never
+    repeated. Scores and probabilities are f32. A token that sees nothing gives zeros.
+
+    Args:
+        terms: ``("thn,shn->hts", query, key)``: queries are packed, keys ``[batch, ...]``; all
+            terms have the same result, which ends in ``ts``.
+        value: ``("hts,shv->thv", value)``, the value ``[batch, ...]``.
+        scale: what the sum of the terms is multiplied by.
+        visible: (least, beyond): position p sees q where least <= p - q < beyond; beyond None is
+            no bound, so (0, None) is causal. None: everything is visible.
+        mask: bool ``[batch, time, history]``, True where visible.
+        dtype: of the result; that of the value unless given.
+
+    Returns:
+        Packed, with the axes of the value's equation: ``[total, h, v]`` for ``thv``.
+    """
+    scored = [(*_subscripts(equation), query, key) for equation, query, key in terms]
+    # The scale goes to the queries, which are fewer than the scores.
+    queries = [step.pad(q, left.index("t") - 1).float() * scale for _, left, _, q, _ in scored]
+    keys = [key.float() for *_, key in scored]
+    scores = scored[0][0]
+    summed, _, held = _subscripts(value[0])
+    values = value[1].float()
+    axis = summed.split("->")[1].index("t")
+    sizes: dict[str, int] = {}
+    for (_, left, right, *_), query, key in zip(scored, queries, keys, strict=True):
+        sizes |= {
+            **dict(zip(left, query.shape, strict=True)),
+            **dict(zip(right, key.shape, strict=True)),
+        }
+    per_query = prod(sizes[letter] for letter in scores.split("->")[1] if letter != "t")
+    out = []
+    for begin, end in _stretches(step.time, per_query):
+        sight = _Sight(step, visible, mask, begin, end)
+        total: Tensor | None = None
+        for (equation, left, right, *_), query, key in zip(scored, queries, keys, strict=True):
+            stretch = query.narrow(left.index("t"), begin, end - begin)
+            product = torch.einsum(equation, stretch, sight.near(key, right.index("s")))
+            total = product if total is None else total + product
+        assert total is not None
+        seen = sight.near(values, held.index("s"))
+        out.append(torch.einsum(summed, sight.softmax(total), seen))
+    joined = out[0] if len(out) == 1 else torch.cat(out, dim=axis)
+    return step.pack(joined, axis - 1).to(dtype or value[1].dtype)
+
+
+@lru_cache(maxsize=256)
+def _subscripts(equation: str) -> tuple[str, str, str]:
+    """The equation with a letter for the batch in front, and its two operands' subscripts."""
+    batch = next(letter for letter in "bBzZyY" if letter not in equation)
+    operands, result = equation.split("->")
+    left, right = (batch + operand for operand in operands.split(","))
+    return f"{left},{right}->{batch}{result}", left, right
+
+
+def _stretches(time: int, per_query: int) -> Iterator[tuple[int, int]]:
+    """Ranges of queries whose scores fit into ``MOST_SCORES``; one, perhaps empty, at least."""
+    length = max(MOST_SCORES // max(per_query, 1), 1)
+    yield 0, min(length, time)
+    for begin in range(length, time, length):
+        yield begin, min(begin + length, time)
+
+
+class _Sight:
+    """What a stretch of queries sees: a range of the history, and a mask within it."""
+
+    def __init__(
+        self, step: Step, visible: Visible | None, mask: Tensor | None, begin: int, end: int
+    ):
+        low, high = 0, step.history
+        least, beyond = visible or (None, None)
+        if visible is not None and step.in_order and end > begin:
+            # Positions are places in the history, so what no query of the stretch sees is left out.
+            high = min(high, max(step.starts) + end - visible[0])
+            if beyond is not None:
+                low = max(low, min(step.starts) + begin - beyond + 1)
+        self.low, self.high = low, max(low, high)
+        # Every token sees itself, unless the predicate says otherwise.
+        self.may_see_nothing = mask is not None or (
+            visible is not None and (visible[0] > 0 or (beyond is not None and beyond <= 0))
+        )
+        self.mask = self._mask(step, least, beyond, mask, begin, end)
+
+    def _mask(
+        self,
+        step: Step,
+        least: int | None,
+        beyond: int | None,
+        mask: Tensor | None,
+        begin: int,
+        end: int,
+    ) -> Tensor | None:
+        """bool ``[batch, time, history]`` of the stretch; None where everything is visible."""
+        seen: list[Tensor] = []
+        history = slice(self.low, self.high)
+        if step.history_valid is not None:
+            seen.append(step.history_valid[:, None, history])
+        if mask is not None:
+            seen.append(mask[:, begin:end, history])
+        alone = step.in_order and step.time == 1 and len(set(step.starts)) <= 1
+        if least is not None and not (alone and least <= 0):  # one token at the end sees all
+            position = step.pad(step.position)[:, begin:end, None]
+            gap = position - step.history_position[:, None, history]
+            seen.append(gap >= least)
+            if beyond is not None:
+                seen.append(gap < beyond)
+        if not seen:
+            return None
+        result = seen[0]
+        for other in seen[1:]:
+            result = result & other
+        return result
+
+    def near(self, x: Tensor, axis: int) -> Tensor:
+        """The range of the history that is seen, of a tensor with the history at ``axis``."""
+        return x.narrow(axis, self.low, self.high - self.low)
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Probabilities of ``[batch, ..., time, history]``, in f32."""
+        if self.mask is None:
+            return torch.softmax(scores, -1)
+        shape = (self.mask.shape[0], *[1] * (scores.ndim - 3), *self.mask.shape[1:])
+        unseen = ~self.mask.reshape(shape)
+        # The least finite number, not -inf: a row that sees nothing, padding say, stays without
+        # NaN forward and backward.
+        scores = scores.masked_fill(unseen, torch.finfo(scores.dtype).min)
+        p = torch.softmax(scores, -1)
+        return p.masked_fill(unseen, 0) if self.may_see_nothing else p

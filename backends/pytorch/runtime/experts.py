@@ -1,0 +1,123 @@
+"""Arrays of blocks indexed by data: rows are grouped by the block they picked.
+
+A block runs once, on the rows that picked it, with its weights where they are. Blocks that nobody
+picked cost nothing, neither time nor Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Block = Callable[..., Tensor]
+
+
+def apply(
+    blocks: nn.ModuleList,
+    pick: Tensor,
+    *args: Tensor,
+    start: int = 0,
+    method: str = "forward",
+    whole: Sequence[int] = (),
+) -> Tensor:
+    """Run, for each element of ``pick``, the block of that number on the element's rows.
+
+    Args:
+        pick: int64 ``[*rows]``, counted from 0.
+        args: ``[*rows, ...]`` each, where an axis of rows may have length 1: the same for all.
+        start: the number of the first block, for ``Numbered`` ones.
+        method: which of the block's methods.
+        whole: which of the args have no axes of rows, and are given to every block as they are.
+
+    Returns:
+        ``[*rows, ...]``.
+    """
+    order, results = [], []
+    for block, mine in _groups(blocks, pick, start, method):
+        order.append(mine)
+        results.append(block(*_taken(args, pick.shape, mine, whole)))
+    back = torch.cat(order).argsort()
+    return torch.cat(results).index_select(0, back).unflatten(0, pick.shape)
+
+
+def experts(
+    blocks: nn.ModuleList,
+    pick: Tensor,
+    gate: Tensor,
+    *args: Tensor,
+    start: int = 0,
+    method: str = "forward",
+    whole: Sequence[int] = (),
+) -> Tensor:
+    """The sum over the last axis of ``pick`` of gate * block[pick](args).
+
+    Args:
+        pick: int64 ``[*rows, picks]``, counted from 0.
+        gate: ``[*rows, picks]``, or with axes of length 1.
+        args, start, method, whole: as of ``apply``.
+
+    Returns:
+        ``[*rows, ...]``, summed in f32; f32 if the gate is, else the blocks' dtype.
+    """
+    total: Tensor | None = None
+    picks = pick.shape[-1]
+    dtype = gate.dtype
+    for block, mine in _groups(blocks, pick, start, method):
+        result = block(*_taken(args, pick.shape, mine, whole))
+        weight = _rows(gate, pick.shape, mine).float()
+        weighted = weight.reshape(-1, *[1] * (result.ndim - 1)) * result
+        if total is None:
+            rows = pick.numel() // picks if picks else 0
+            total = torch.zeros(rows, *result.shape[1:], dtype=torch.float32, device=result.device)
+            dtype = torch.promote_types(gate.dtype, result.dtype)
+        total.index_add_(0, mine // picks, weighted)
+    assert total is not None
+    return total.unflatten(0, pick.shape[:-1]).to(dtype)
+
+
+def _groups(
+    blocks: nn.ModuleList, pick: Tensor, start: int, method: str
+) -> Iterator[tuple[Block, Tensor]]:
+    """Each block that was picked, with its rows (int64, ascending); some block if there are none.
+
+    Raises:
+        IndexError: a pick is no number of a block.
+    """
+    flat = pick.flatten()
+    order = flat.argsort(stable=True)
+    numbers, counts = torch.unique_consecutive(flat[order], return_counts=True)
+    chosen = numbers.tolist()
+    if chosen and not 0 <= chosen[0] <= chosen[-1] < len(blocks):
+        raise IndexError(f"picks {chosen[0]} .. {chosen[-1]} of {len(blocks)} blocks")
+    for number, mine in zip(chosen, order.split(counts.tolist()), strict=True):
+        yield _method(blocks[start + number], method), mine
+    if not chosen:  # no rows: any block knows the shape of its result
+        yield _method(blocks[start], method), order
+
+
+def _method(block: nn.Module, name: str) -> Block:
+    return block if name == "forward" else getattr(block, name)
+
+
+def _taken(
+    args: Sequence[Tensor], shape: torch.Size, mine: Tensor, whole: Sequence[int]
+) -> list[Tensor]:
+    return [a if i in whole else _rows(a, shape, mine) for i, a in enumerate(args)]
+
+
+def _rows(arg: Tensor, shape: torch.Size, mine: Tensor) -> Tensor:
+    """Rows ``mine`` of an argument, counted row-major over ``shape``."""
+    lead = arg.shape[: len(shape)]
+    if lead == shape:
+        return arg.flatten(0, len(shape) - 1).index_select(0, mine)
+    if arg.shape[: len(shape)].numel() == 1:  # one token: the same for all its experts
+        return arg.flatten(0, len(shape) - 1).expand(mine.numel(), *arg.shape[len(shape) :])
+    index, below, stride = torch.zeros_like(mine), 1, 1
+    for size, own in zip(reversed(shape), reversed(lead), strict=True):
+        if own > 1:
+            index = index + mine // below % size * stride
+            stride *= own
+        below *= size
+    return arg.flatten(0, len(shape) - 1).index_select(0, index)
