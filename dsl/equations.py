@@ -192,6 +192,13 @@ class Checker:
             if index is not None and not (
                 self.scope.is_constant(name) and name not in self.scope.known_indices()
             ):
+                if index.kind != "plain":
+                    raise self.error(
+                        "E0411",
+                        f"'{name}' has no numbers of its own: a step may begin anywhere",
+                        e.span,
+                        hint=f"where a token stands in its sequence is position[{name}]",
+                    )
                 return Iota(e.span, (index,), index=index)
             if self.scope.is_constant(name):
                 return self._scalar(e, "number")
@@ -345,16 +352,21 @@ class Checker:
             return
         for factor in factors:
             value = factor.value
-            if not isinstance(value, Value) or value.role != "param" or len(value.free) < 2:
+            if not isinstance(value, Value) or value.role != "param":
                 continue
-            if any(a in self.reduced for a in value.free):
+            own = [a for s in value.subscripts if not isinstance(s, Pick) for a in taken(s)]
+            others = {a for f in factors if f is not factor for a in f.value.free}
+            alone = [a for a in own if a not in others]
+            # A number scales a matrix; a factor with all of its indices scales element by element.
+            if len(own) < 2 or not others or not alone or self.reduced.intersection(own):
                 continue
             raise self.error(
                 "E0407",
                 f"nothing is summed in this product with '{value.name}'",
                 span,
                 f"'{value.name}' ranges over {_axes(value.free)}",
-                hint="an index that both factors share and the left side lacks is summed; is one misnamed?",
+                hint="an index that both factors share and the left side lacks is summed; is one misnamed?\n"
+                f"if each element is to be scaled, say so: broadcast[{', '.join(map(str, alone))}](...)",
             )
 
     def _flatten(
