@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TypeAlias
 
-from compiler.cost import bytes_of, is_square, volume
+from compiler.cost import WIDTH, is_square
 from compiler.ir import Dim, DType, Graph, Node, Type
 
 Tree: TypeAlias = "int | tuple[Tree, Tree]"
@@ -245,40 +246,77 @@ def allowed(chain: Chain, tree: Tree) -> bool:
 
 
 def step(chain: Chain, left: Tree, right: Tree) -> Step:
-    """The contraction of two parts: it sums what neither another leaf nor the result has."""
-    inside = members(left) | members(right)
-    dims = {dim.name: dim for part in (left, right) for dim in part_type(chain, part).dims}
+    """The contraction of two parts."""
+    parts = members(left), members(right)
+    dims = {dim.name: dim for part in parts for dim in dims_of(chain, part)}
+    both = parts[0] | parts[1]
+    made = dims_of(chain, both)
+    kept = {dim.name for dim in made}
+    over = tuple(name for name in dims if name not in kept)
+    return Step(both, chain.result.dims if len(both) == len(chain.leaves) else made, over)
+
+
+def dims_of(chain: Chain, part: frozenset[int]) -> tuple[Dim, ...]:
+    """The dims of a product of leaves: what neither another leaf nor the result has is summed."""
+    inside = {dim.name: dim for i in sorted(part) for dim in chain.leaves[i].type.dims}
+    if len(part) == 1:
+        return tuple(inside.values())
     outside = set(chain.result.names)
     for i, leaf in enumerate(chain.leaves):
-        if i not in inside:
+        if i not in part:
             outside.update(leaf.type.names)
-    kept = [dim for dim in dims.values() if dim.name in outside]
+    kept = [dim for name, dim in inside.items() if name in outside]
     # Lifted dims come first, then the order of the source (language.md: one canonical layout).
     kept.sort(key=lambda dim: dim.kind not in ("time", "rows"))
-    over = tuple(name for name in dims if name not in outside)
-    if len(inside) == len(chain.leaves):
-        return Step(inside, chain.result.dims, over)
-    return Step(inside, tuple(kept), over)
-
-
-def part_type(chain: Chain, part: Tree) -> Type:
-    """The type of a leaf, or of what lies between leaves and result."""
-    if isinstance(part, int):
-        return chain.leaves[part].type
-    return Type(chain.middle, step(chain, *part).dims)
+    return tuple(kept)
 
 
 # -- cost ----------------------------------------------------------------------------------------
 
 
-def cost(chain: Chain, tree: Tree, at: Mapping[str, int]) -> tuple[int, int]:
-    """FLOPs and bytes of a tree: every contraction reads its operands and writes its result, but
-    for values over time x history, which stay on the chip."""
-    flops = moved = 0
-    for left, right in joins(tree):
-        made = part_type(chain, (left, right))
-        types = [made, part_type(chain, left), part_type(chain, right)]
-        dims = {dim.name: dim for type in types for dim in type.dims}
-        flops += 2 * volume(dims.values(), at)
-        moved += sum(bytes_of(type, at) for type in types if not is_square(type.dims))
-    return flops, moved
+class Prices:
+    """FLOPs and bytes of a chain's trees, at given lengths.
+
+    Every contraction reads its operands and writes its result, but for values over time x history,
+    which stay on the chip. What trees have in common is priced once.
+    """
+
+    def __init__(self, chain: Chain, at: Mapping[str, int]):
+        self.chain = chain
+        self.sizes = {dim.name: dim.size.at(at) for leaf in chain.leaves for dim in leaf.type.dims}
+        self._parts: dict[frozenset[int], tuple[frozenset[str], int]] = {}
+        self._joins: dict[tuple[frozenset[int], frozenset[int]], tuple[int, int]] = {}
+
+    def __call__(self, tree: Tree) -> tuple[int, int]:
+        flops = moved = 0
+        todo = [tree]
+        while todo:
+            part = todo.pop()
+            if not isinstance(part, int):
+                left, right = part
+                more = self._join(members(left), members(right))
+                flops, moved = flops + more[0], moved + more[1]
+                todo += part
+        return flops, moved
+
+    def _join(self, left: frozenset[int], right: frozenset[int]) -> tuple[int, int]:
+        if (left, right) not in self._joins:
+            (a, read), (b, read_too), (_, written) = map(self._part, (left, right, left | right))
+            flops = 2 * prod(self.sizes[name] for name in a | b)
+            self._joins[left, right] = flops, read + read_too + written
+        return self._joins[left, right]
+
+    def _part(self, part: frozenset[int]) -> tuple[frozenset[str], int]:
+        """The dims of a product of leaves, and the bytes it takes."""
+        if part not in self._parts:
+            dims = dims_of(self.chain, part)
+            names = frozenset(dim.name for dim in dims)
+            elements = 0 if is_square(dims) else prod(self.sizes[name] for name in names)
+            self._parts[part] = names, elements * WIDTH[self._dtype(part)]
+        return self._parts[part]
+
+    def _dtype(self, part: frozenset[int]) -> DType:
+        if len(part) == 1:
+            return self.chain.leaves[min(part)].type.dtype
+        whole = len(part) == len(self.chain.leaves)
+        return self.chain.result.dtype if whole else self.chain.middle

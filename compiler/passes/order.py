@@ -22,7 +22,7 @@ from itertools import product
 from compiler.cost import BALANCE, REPRESENTATIVE, lengths
 from compiler.ir import Graph, Program
 from compiler.passes import chains, distribute, regions
-from compiler.passes.chains import Chain, Tree
+from compiler.passes.chains import Chain, Prices, Tree
 
 # A second body is worth its lines only if it saves some of the time.
 WORTH = 0.05
@@ -67,20 +67,22 @@ def _order(graph: Graph, sizes: Mapping[str, int]) -> tuple[Graph, list[Graph]]:
 
 
 def _candidates(chain: Chain, sizes: Mapping[str, int]) -> list[Tree]:
-    """The trees that are best for some number of positions, whatever stands beside them."""
-    trees = [t for t in chains.trees(tuple(range(len(chain.leaves)))) if chains.allowed(chain, t)]
-    places = [_lengths(sizes, time) for time in SAMPLES]
-    costs = {i: [chains.cost(chain, tree, at) for at in places] for i, tree in enumerate(trees)}
+    """The trees that are best for some number of positions, whatever stands beside them: those that
+    no other beats in both FLOPs and bytes at every number."""
+    prices = [Prices(chain, _lengths(sizes, time)) for time in SAMPLES]
+    best: list[tuple[Tree, list[int]]] = []
+    for tree in chains.trees(tuple(range(len(chain.leaves)))):
+        if not chains.allowed(chain, tree):
+            continue
+        cost = [number for price in prices for number in price(tree)]
+        if not any(_beats(other, cost) for _, other in best):
+            best = [(t, other) for t, other in best if not _beats(cost, other)]
+            best.append((tree, cost))
+    return [tree for tree, _ in best]
 
-    def beaten(i: int) -> bool:
-        return any(
-            all(a <= x and b <= y for (a, b), (x, y) in zip(costs[j], costs[i], strict=True))
-            and (costs[j] != costs[i] or j < i)
-            for j in costs
-            if j != i
-        )
 
-    return [tree for i, tree in enumerate(trees) if not beaten(i)]
+def _beats(cost: list[int], other: list[int]) -> bool:
+    return all(a <= b for a, b in zip(cost, other, strict=True))
 
 
 def _lengths(sizes: Mapping[str, int], time: int) -> dict[str, int]:
@@ -89,7 +91,7 @@ def _lengths(sizes: Mapping[str, int], time: int) -> dict[str, int]:
 
 def _time(choice: Choice, found: list[Chain], at: Mapping[str, int]) -> int:
     """How long the chosen orders take together, in FLOPs of a busy device."""
-    costs = [chains.cost(c, choice[c.contraction], at) for c in found if c.contraction in choice]
+    costs = [Prices(c, at)(choice[c.contraction]) for c in found if c.contraction in choice]
     return max(sum(flops for flops, _ in costs), BALANCE * sum(moved for _, moved in costs))
 
 
