@@ -65,6 +65,7 @@ class Step:
     state: CacheState
     branches: Branches
     trace: dict[str, Tensor] | None
+    known: dict[tuple[int, int], int] = field(default_factory=dict)  # sizes of dims, see Frame.size
 
 
 class Interpreter:
@@ -153,7 +154,12 @@ class Frame:
     arguments: Mapping[str, Named]
 
     def size(self, dim: Dim) -> int:
-        return dim.size.at(self.sizes)
+        # Evaluating polynomials took a third of a run. Within a step only ``rows`` changes.
+        key = (id(dim), self.sizes.get("rows", 0))
+        known = self.step.known.get(key)
+        if known is None:
+            known = self.step.known[key] = dim.size.at(self.sizes)
+        return known
 
     def dtype(self, dtype: DType) -> torch.dtype:
         """The dtype in which values are held: act values too are computed in float32 or wider."""

@@ -52,9 +52,10 @@ def shrink(*programs: Program) -> dict[str, int]:
             rules[rule.names].append(rule)
     small: dict[str, int] = {}
     used: Counter[int] = Counter()
+    loops = _loops(programs)
     for names in _connected(rules):
         own = [r for key, many in rules.items() if key <= names for r in many]
-        small |= _solve(sorted(names), own, sizes, used)
+        small |= _solve(sorted(names), own, sizes, used, loops)
         used.update(small[name] for name in names)
     return small
 
@@ -81,8 +82,9 @@ def _rules(program: Program, sizes: Mapping[str, int]) -> Iterator[Rule]:
 
 def _sized(dim: Dim, sizes: Mapping[str, int]) -> Iterator[Rule]:
     if not dim.size.names & DYNAMIC:
-        # What is empty may stay so (no shared experts, no dense layers); the rest stays.
-        yield _between(dim.size, 0 if dim.size.at(sizes) == 0 else 1)
+        # What is empty may stay so (no shared experts, no dense layers). A dim of 1 would hide a
+        # missing one, and a loop of 1 what it carries: what is longer stays longer.
+        yield _between(dim.size, min(2, dim.size.at(sizes)))
     if not dim.start.names & DYNAMIC:
         yield _between(dim.start, 0)
 
@@ -99,6 +101,13 @@ def _choices(graph: Graph, node: Node, sizes: Mapping[str, int]) -> Iterator[Rul
         size = graph.operands(node)[0].type.dim(node.attrs["dim"]).size
         if not size.names & DYNAMIC:
             yield _between(size, node.attrs["at"] + 1)
+
+
+def _loops(programs: Iterable[Program]) -> set[str]:
+    """Constants that say how often a loop runs, and nothing about a value."""
+    nodes = [n for program in programs for graph in program.bodies.values() for n in graph]
+    found = {name for n in nodes if n.op == "chain" for name in n.attrs["index"].size.names}
+    return found - {name for n in nodes for d in n.type.dims for name in d.size.names}
 
 
 def _between(extent: Extent, least: int) -> Rule:
@@ -127,7 +136,11 @@ def _connected(rules: Iterable[frozenset[str]]) -> list[frozenset[str]]:
 
 
 def _solve(
-    names: list[str], rules: list[Rule], sizes: Mapping[str, int], used: Counter[int]
+    names: list[str],
+    rules: list[Rule],
+    sizes: Mapping[str, int],
+    used: Counter[int],
+    loops: set[str],
 ) -> dict[str, int]:
     """Values for names that depend on each other: depth first, each rule tested as soon as all its
     names have a value."""
@@ -139,7 +152,7 @@ def _solve(
             return chosen
         name = names[len(chosen)]
         ready = [r for r in rules if name in r.names and r.names <= chosen.keys() | {name}]
-        for value in _candidates(name, sizes, taken):
+        for value in _candidates(sizes[name], taken, name in loops):
             tries += 1
             if tries > MOST_TRIES:
                 raise ShrinkError(f"no small values fit for {', '.join(names)}")
@@ -156,11 +169,12 @@ def _solve(
     return found
 
 
-def _candidates(name: str, sizes: Mapping[str, int], taken: Counter[int]) -> list[int]:
-    """Values that others have least, in the order of preference; 0 and 1 mean something and stay,
-    and nothing grows."""
-    value = sizes[name]
+def _candidates(value: int, taken: Counter[int], loop: bool) -> list[int]:
+    """Up to 7, values that others have least; 0 and 1 mean something and stay; nothing grows. A
+    loop costs time, so the fewer rounds the better."""
     if value <= 1:
         return [value]
     smaller = [c for c in CANDIDATES if c <= value]
-    return sorted(smaller, key=lambda c: taken[c]) or [value]
+    if loop:
+        return sorted(smaller)
+    return sorted(smaller, key=lambda c: (c > 7, taken[c]))

@@ -198,6 +198,18 @@ def _retyped(graph: Graph, name: str, dims: tuple[Dim, ...]) -> Graph:
     return out
 
 
+def test_a_product_whose_parts_are_no_factors_stays_one() -> None:
+    """Gate and up projection in one let: taken apart, x would be read twice for nothing."""
+    b = Body("M.call")
+    f, u = dim("f", "rows"), dim("u", "rows")
+    both = Dim.sum([f, u])
+    let = b.contract(b.param("W", both, j), b.input("x", t, j), over="j", name="both")
+    up = b("rename", b.part(let, both, "u"), type=_type(t, f), dim="u", to=f)
+    graph = b.done(b.map("mul", b.map("sigmoid", b.part(let, both, "f")), up))
+    after = order.run(program(graph, {"rows": 64, "columns": 64})).bodies["M.call"]
+    assert products(after) == products(graph)
+
+
 def test_two_attentions_of_one_body_have_a_branch_each() -> None:
     b = Body("M.call")
     g, n = dim("g", "heads"), dim("n", "width")
