@@ -12,8 +12,12 @@ Four rules of arithmetic, each applied only to values that are free of rounding:
 
 from __future__ import annotations
 
+from compiler.cost import is_square
 from compiler.ir import Dim, Graph, Node, Rewriter, Type
 from compiler.passes import chains
+from compiler.passes.chains import FREE_VIEWS
+
+CLOTHES = FREE_VIEWS | {"cast", "concat", "expand"}
 
 
 def run_on(graph: Graph) -> Graph:
@@ -36,9 +40,18 @@ def _views(graph: Graph) -> Graph | None:
         if node.op != "contract" or node.rounds or node.name == graph.output:
             continue
         users = graph.users(node.name)
-        if users and all(_moves(node, user) for user in users):
+        # Where no view is a factor again nothing is gained, and one product is made two.
+        if all(_moves(node, user) for user in users) and any(_is_factor(graph, u) for u in users):
             return _move(graph, node, {user.name for user in users})
     return None
+
+
+def _is_factor(graph: Graph, node: Node) -> bool:
+    """Does a contraction read the value, as it is or in other clothes?"""
+    return any(
+        user.op == "contract" or (user.op in CLOTHES and _is_factor(graph, user))
+        for user in graph.users(node.name)
+    )
 
 
 def _moves(product: Node, view: Node) -> bool:
@@ -101,9 +114,18 @@ def _stacks(graph: Graph) -> Graph | None:
                 continue
             dim: Dim = stack.attrs["dim"]
             taken = {name for factor in graph.operands(node) for name in factor.type.names}
-            if dim.name in node.attrs["over"] and not taken & {p.name for p in dim.parts}:
+            free = dim.name in node.attrs["over"] and not taken & {p.name for p in dim.parts}
+            if free and (is_square(node.type.dims) or _is_made_of_products(graph, stack)):
                 return _distribute(graph, node, stack)
     return None
+
+
+def _is_made_of_products(graph: Graph, stack: Node) -> bool:
+    """Has a stack parts that could be factors, or are repeated? If not, one product of the whole is
+    better than several of its parts."""
+    return any(
+        part.op in ("contract", "expand") and not part.rounds for part in graph.operands(stack)
+    )
 
 
 def _distribute(graph: Graph, product: Node, stack: Node) -> Graph:
