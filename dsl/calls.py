@@ -90,7 +90,7 @@ def check_call(checker: Checker, e: ast.Call) -> Expr:
     if name in BUILTINS:
         return check_builtin(checker, e)
     if visible is not None and isinstance(visible[0], ast.ConstFn):
-        return checker._scalar(e, "number")
+        return checker.compile_time(e)
     raise _unknown(checker, e)
 
 

@@ -112,7 +112,7 @@ class Checker:
                     )
                 return self.expr(e.inner)
             case ast.Choose():
-                return self._scalar(e, "number")
+                return self.compile_time(e)
             case ast.Unary(op="not", operand=operand):
                 arg = self._want(self.expr(operand), "bool")
                 return Map(e.span, arg.free, "bool", fn="not", args=(arg,))
@@ -132,6 +132,53 @@ class Checker:
             case ast.Binary(op=op):
                 return self._map(COMPARISONS[op], e, "number", "bool")
         raise self.error("E0601", "this cannot stand in an equation", e.span)
+
+    def compile_time(self, e: ast.Expr) -> Scalar:
+        """An expression that the constants decide. Its value waits for them, its names do not.
+
+        Raises:
+            Failed: it reads something else (reported).
+        """
+        match e:
+            case ast.Ref(name=name, member=None, subscripts=None):
+                if not self.scope.is_constant(name.text):
+                    if (
+                        self.find(name.text) is not None
+                        or self.scope.find_index(name.text) is not None
+                    ):
+                        raise self.error(
+                            "E0301",
+                            f"'{name.text}' has no value when the model is compiled",
+                            e.span,
+                        )
+                    raise self._unknown(name)
+            case ast.Call(
+                name=ast.Name(text="size"), arguments=(ast.Ref(name=name, subscripts=None),)
+            ):
+                index = self.scope.index(name)
+                if index.kind != "plain":
+                    raise self.error(
+                        "E0411", f"how long '{name.text}' is, only a run knows", e.span
+                    )
+                self.scope.consts.indices.setdefault(name.text, index)
+            case ast.Call(subscripts=None, arguments=arguments):
+                for argument in arguments:
+                    self.compile_time(argument)
+            case ast.Choose(condition=condition, then=then, otherwise=otherwise):
+                for part in (condition, then, otherwise):
+                    self.compile_time(part)
+            case ast.Binary(left=left, right=right):
+                self.compile_time(left)
+                self.compile_time(right)
+            case ast.Unary(operand=operand):
+                self.compile_time(operand)
+            case ast.Group() if e.inner is not None:
+                self.compile_time(e.inner)
+            case ast.Literal():
+                pass
+            case _:
+                raise self.error("E0301", "this has no value when the model is compiled", e.span)
+        return self._scalar(e, "number")
 
     def _scalar(self, e: ast.Expr, kind: str) -> Scalar:
         return Scalar(e.span, (), kind, value=e, scope=self.scope.consts)

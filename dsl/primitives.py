@@ -38,7 +38,7 @@ def check_builtin(checker: Checker, e: ast.Call) -> Expr:
     """
     name = e.name.text
     if name == "size":
-        return checker._scalar(e, "number")
+        return checker.compile_time(e)
     if name == "position":
         raise checker.error("E0401", "positions are subscripted: position[t]", e.span)
     if e.subscripts is None:

@@ -14,7 +14,7 @@ from compiler.passes.lower_exprs import FLOATS, choice, contraction, join, reduc
 from compiler.passes.views import subscripted
 from dsl import syntax as ast
 from dsl import typed
-from dsl.constants import Constant
+from dsl.constants import Constant, ConstantError
 from dsl.diagnostics import Span
 from dsl.extents import Extent
 from dsl.instances import Instance
@@ -182,22 +182,24 @@ class BodyLowering:
 
     # -- compile-time values -----------------------------------------------------------------------
 
-    def number(self, expr: ast.Expr) -> Constant:
-        scope = self.frame.scope
-
+    def number(self, expr: ast.Expr, scope: ConstScope | None = None) -> Constant:
+        """The value of a compile-time expression, whose names mean what ``scope`` says."""
+        names = scope if scope is not None else self.frame.scope
         instances = self.elaborator.instances
 
         def look(name: str, span: Span) -> Constant:
-            if name in scope.local:
-                value = scope.local[name].value
+            if name in names.local:
+                value = names.local[name].value
                 assert value is not None
-                return self.number(value)
+                return self.number(value, names)
             if not self.frame.inlined and name in self.instance.settings:
                 return self.instance.settings[name]
             return instances.constants.value(name, span)
 
         def size(name: str, span: Span) -> Constant:
-            return self.dim(scope.indices[name]).size.at(instances.sizes)
+            if name not in names.indices:
+                raise ConstantError("E0206", f"no index is called '{name}'", span)
+            return self.dim(names.indices[name]).size.at(instances.sizes)
 
         return instances.evaluate(expr, look, size)
 
@@ -320,7 +322,7 @@ class BodyLowering:
         match e:
             case typed.Scalar():
                 name = e.value.name.text if isinstance(e.value, ast.Ref) else ""
-                return self.constant(self.number(e.value), e.span, name)
+                return self.constant(self.number(e.value, e.scope), e.span, name)
             case typed.Value():
                 return self._value(e)
             case typed.Iota(index=index):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from compiler.ir import Dim
 from dsl import typed
 from dsl.diagnostics import Span
+from dsl.extents import Extent
+from dsl.instances import fail
 
 if TYPE_CHECKING:
     from compiler.passes.lower import BodyLowering
@@ -75,7 +77,9 @@ def choice(lower: BodyLowering, e: typed.Choice) -> str:
     if e.fn == "in_top":
         assert e.count is not None
         instances = lower.elaborator.instances
-        count = lower.extent(instances.extent_of(e.count, lower.instance, lower.number(e.count)))
+        number = lower.number(e.count, e.scope)
+        count = lower.extent(instances.extent_of(e.count, lower.instance, number))
+        _enough(lower, e, over, count)
         node = lower.emit("in_top", (node,), type.dims, "bool", e.span, over=over.name, count=count)
         if parts:
             node = lower.view(
@@ -84,10 +88,19 @@ def choice(lower: BodyLowering, e: typed.Choice) -> str:
         return node
     assert e.to is not None
     to = lower.dim(e.to)
+    _enough(lower, e, over, to.size)
     dims = tuple(to if d.name == over.name else d for d in type.dims)
     if e.fn == "top":
         return lower.emit("top", (node,), dims, type.dtype, e.span, over=over.name, to=to.name)
     return lower.emit("argtop", (node,), dims, "i64", e.span, over, over=over.name, to=to.name)
+
+
+def _enough(lower: BodyLowering, e: typed.Choice, over: Dim, count: Extent) -> None:
+    """Nothing chooses more than there is. How many positions a history has, only a run knows."""
+    sizes = lower.elaborator.instances.sizes
+    if over.kind == "plain" and count.at(sizes) > over.size.at(sizes):
+        text = f"{e.fn} cannot choose {count.at(sizes)} of the {over.size.at(sizes)} of '{over.name}'"
+        raise fail("E0304", text, e.span)
 
 
 def join(lower: BodyLowering, e: typed.Join) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from compiler.ir import Dim
 from compiler.passes.build import dim_of
 from dsl import typed
+from dsl.instances import fail
 
 if TYPE_CHECKING:
     from compiler.passes.lower import BodyLowering
@@ -58,9 +59,12 @@ def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Va
             for own, inner in zip(into, inners, strict=True):
                 node = _apply(lower, node, own, inner, e)
             return node
-        case typed.At(value=value):
-            at = lower.number(value)
-            assert isinstance(at, int)
+        case typed.At(value=value, scope=scope):
+            at = lower.number(value, scope)
+            size = dim.size.at(lower.elaborator.instances.sizes)
+            if not isinstance(at, int) or isinstance(at, bool) or not 0 <= at < size:
+                text = f"'{dim.name}' runs from 0 to {size - 1}, and this is {at}"
+                raise fail("E0401", text, value.span)
             return lower.view("select", node, [dim.name], [], e.span, dim=dim.name, at=at)
         case typed.Pick(value=value):
             f32, lower.f32 = lower.f32, False
