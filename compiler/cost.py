@@ -20,8 +20,8 @@ from compiler.ir import Dim, Graph, Node, Type
 # that the same source gives the same program.
 BALANCE = 295
 
-# The lengths at which an order is judged when none is asked for: DeepSeek-V3's training length,
-# close to the mean context that its deployment reports (4,989).
+# The history at which an order is judged: a common training length, and close to the mean context
+# that a large deployment has reported (4,989; docs/architecture.md has the sources).
 REPRESENTATIVE = 4096
 
 WIDTH = {"act": 2, "f32": 4, "i64": 8, "bool": 1}

@@ -1,7 +1,8 @@
 """lifetimes: after which node each value is dead, and how much is alive at once.
 
 Attribute ``frees`` of a node names the values that nothing reads after it: emitted code may let go
-of them there. Arguments, parameters and constants are not the body's to free.
+of them there. Arguments, parameters, and what is computed once when the model is loaded are not the
+body's to free.
 
 A view shares the memory of what it looks at, so memory is live as long as any view of it is.
 What lives in the cache is counted by the cache.
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 
 from compiler import spec
 from compiler.ir import Graph, Node, Program, Rewriter
+from compiler.passes.hoist import load_time
 from compiler.rules import product
 from dsl.extents import Extent
 
@@ -28,8 +30,9 @@ def run(program: Program) -> Program:
 
 def _annotated(graph: Graph) -> Graph:
     frees: dict[str, list[str]] = {}
+    at_load = load_time(graph)
     for name, reader in last_reads(graph).items():
-        if graph[name].op not in NOT_OWNED:
+        if graph[name].op not in NOT_OWNED and name not in at_load:
             frees.setdefault(reader, []).append(name)
     rewriter = Rewriter(graph)
     for node in graph:
@@ -56,12 +59,12 @@ def live(graph: Graph) -> dict[str, Extent]:
     readers: dict[str, int] = {}  # how many views of a memory are yet to die
     alive: dict[str, Extent] = {}
     found: dict[str, Extent] = {}
-    total = Extent.of(0)
+    total, at_load = Extent.of(0), load_time(graph)
     for node in graph:
         owner = memory[node.inputs[0]] if spec.op(node).view else node.name
         memory[node.name] = owner
         readers[owner] = readers.get(owner, 0) + 1
-        if owner == node.name and node.op not in NOT_OWNED:
+        if owner == node.name and node.op not in NOT_OWNED and owner not in at_load:
             alive[owner] = product(node.type.dims) * spec.WIDTHS[node.type.dtype]
             total = total + alive[owner]
         found[node.name] = total

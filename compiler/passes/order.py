@@ -2,8 +2,8 @@
 
 A source says *what* is summed, not in which order. ``q * (W * c)`` may expand the keys, ``W * c``,
 once for all queries, or absorb ``W`` into the query: the first is cheaper when many positions are
-asked for at once, the second when few are (DeepSeek-V2, arXiv:2405.04434, section 2.1.2, calls it
-weight absorption). Nothing here knows that: chains are found (``chains.py``), every order of each
+asked for at once, the second when few are (weight absorption: arXiv:2405.04434, section 2.1.2).
+Nothing here knows that: chains are found (``chains.py``), every order of each
 is priced, and where the best one depends on how many positions are asked for, both are kept behind
 a ``branch`` on that number.
 

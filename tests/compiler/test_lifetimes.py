@@ -50,6 +50,14 @@ def test_a_view_keeps_its_source_alive() -> None:
     assert live["z"].at({**SIZES, "time": 3}) == 2 * 2 * 16 * 3  # the source went with its view
 
 
+def test_tables_made_at_load_are_not_freed() -> None:
+    b = Body("M.call")
+    table = b.map("cos", b.iota(d), name="table")
+    graph = b.done(b.map("mul", b.input("x", t, d), table))
+    assert frees(lifetimes.run(program(graph, SIZES)).bodies["M.call"]) == {}
+    assert str(lifetimes.live(graph)[graph.output]) == "4 * hidden * time"
+
+
 def test_what_a_body_runs_counts() -> None:
     inner = gated()
     outer = Body("Top.call")
