@@ -21,7 +21,7 @@ from compiler.ir import Dim, Graph, Node, Type
 BALANCE = 295
 
 # The history at which an order is judged: a common training length, and close to the mean context
-# that a large deployment has reported (4,989; docs/architecture.md has the sources).
+# that a large deployment has reported (4,989).
 REPRESENTATIVE = 4096
 
 WIDTH = {"act": 2, "f32": 4, "i64": 8, "bool": 1}
