@@ -5,6 +5,9 @@ another order of summation moves a result by 1e-14 and a wrong one by a lot: a w
 same in chunks and single tokens on a cache, the last row alone, every entry, and both sides of
 each branch.
 
+What needs more than seven positions to show, such as a window of 4,096, is not seen here: the pass
+that touches it has its own test.
+
 This module imports torch; only ``--verify`` and tests import it.
 """
 

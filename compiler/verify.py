@@ -19,6 +19,9 @@ from compiler.text import node_text, show
 from dsl.diagnostics import Span
 from dsl.extents import Extent, ExtentError
 
+# Attributes that name a body if they are text (a composite's mask may also be numbers).
+NAMES_OF_BODIES = frozenset({"body", "then", "otherwise", "block", "mask"})
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -207,9 +210,9 @@ def _node(program: Program, graph: Graph, node: Node, seen: set[str]) -> Iterato
     for name in node.attrs:
         if name not in row.attrs:
             yield f"{node.op} has no attribute '{name}'"
-    for name in ("body", "then", "otherwise"):
+    for name in NAMES_OF_BODIES & row.attrs.keys():
         body = node.attrs.get(name)
-        if name in row.attrs and isinstance(body, str) and body not in program.bodies:
+        if isinstance(body, str) and body not in program.bodies:
             yield f"there is no body '{body}'"
 
 
