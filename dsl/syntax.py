@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsl.deploy_syntax import Deploy, Table
 from dsl.diagnostics import Span
 
 MAX_DEPTH = 120  # nesting of expressions and of braces
@@ -300,61 +301,8 @@ class Names:
     span: Span
 
 
-@dataclass(frozen=True)
-class ClusterSetting:
-    name: Name
-    value: Expr
-    source: str | None
-    span: Span
-
-
-@dataclass(frozen=True)
-class Cluster:
-    name: Name
-    settings: tuple[ClusterSetting, ...]
-    span: Span
-
-
-@dataclass(frozen=True)
-class Format:
-    """A number format: element type, tile, scale type."""
-
-    name: Name
-    settings: tuple[Setting, ...]
-    span: Span
-
-
-@dataclass(frozen=True)
-class Clause:
-    """One line of a deployment; its parts depend on the kind."""
-
-    kind: str
-    parts: tuple[object, ...]
-    span: Span
-
-
-@dataclass(frozen=True)
-class Deploy:
-    name: Name
-    model: Name
-    cluster: Name | None
-    clauses: tuple[Clause, ...]
-    span: Span
-
-
 Declaration = (
-    Import
-    | ConstDecl
-    | ConstFn
-    | IndexDecl
-    | Require
-    | Fn
-    | Block
-    | Names
-    | Dims
-    | Cluster
-    | Format
-    | Deploy
+    Import | ConstDecl | ConstFn | IndexDecl | Require | Fn | Block | Names | Dims | Table | Deploy
 )
 
 
@@ -363,7 +311,7 @@ class File:
     """A parsed file. ``broken`` are names declared in parts that did not parse: using one of them
     is no second mistake."""
 
-    edition: int | None
+    edition: Name | None
     declarations: tuple[Declaration, ...]
     broken: frozenset[str]
     span: Span

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lark import Token, Transformer_NonRecursive, v_args
+from lark import Token, v_args
 from lark.tree import Meta
 
 from dsl import syntax as ast
+from dsl.deploy_tree import DeployTree
 from dsl.diagnostics import Source, Span
 
 MAX_DIGITS = 40  # a longer number is a slip, and Python refuses to print very long ones
@@ -24,7 +25,7 @@ def _flat(children: list[Any]) -> list[Any]:
 
 
 @v_args(meta=True)
-class TreeBuilder(Transformer_NonRecursive):
+class TreeBuilder(DeployTree):
     """One method per grammar rule. ``lines_before`` is where this text starts in its file."""
 
     def __init__(self, source: Source, lines_before: int = 0):
@@ -64,9 +65,8 @@ class TreeBuilder(Transformer_NonRecursive):
         kept = tuple(d for child in declarations for d in _as_list(child))
         return ast.File(edition, kept, frozenset(), self.span(meta))
 
-    def edition(self, meta: Meta, children: list[Any]) -> int:
-        text = str(children[0])
-        return int(text) if text.isdigit() and len(text) < 10 else -1
+    def edition(self, meta: Meta, children: list[Any]) -> ast.Name:
+        return self.name(children[0])
 
     def import_(self, meta: Meta, children: list[Any]) -> ast.Import:
         path, *names = children
@@ -372,35 +372,6 @@ class TreeBuilder(Transformer_NonRecursive):
         *parts, to = children
         span = self.span(meta)
         return ast.Subscript(tuple(parts), self.optional(to), span, self._deep(span, *parts))
-
-    # -- deployments -----------------------------------------------------------------------------
-
-    def cluster(self, meta: Meta, children: list[Any]) -> ast.Cluster:
-        return ast.Cluster(self.name(children[0]), tuple(_flat(children[1:])), self.span(meta))
-
-    def cluster_setting(self, meta: Meta, children: list[Any]) -> ast.ClusterSetting:
-        name, value, source = children
-        text = None if source is None else str(source)[1:-1]
-        return ast.ClusterSetting(self.name(name), value, text, self.span(meta))
-
-    def format(self, meta: Meta, children: list[Any]) -> ast.Format:
-        return ast.Format(self.name(children[0]), tuple(_flat(children[1:])), self.span(meta))
-
-    def deploy(self, meta: Meta, children: list[Any]) -> ast.Deploy:
-        name, model, cluster, *clauses = children
-        return ast.Deploy(
-            self.name(name),
-            self.name(model),
-            self.optional(cluster),
-            tuple(clauses),
-            self.span(meta),
-        )
-
-    def mesh(self, meta: Meta, children: list[Any]) -> ast.Clause:
-        return ast.Clause("mesh", tuple(children), self.span(meta))
-
-    def mesh_axis(self, meta: Meta, children: list[Any]) -> ast.Setting:
-        return self.setting(meta, children)
 
 
 class _ElseIf:
