@@ -277,8 +277,9 @@ def dims_of(chain: Chain, part: frozenset[int]) -> tuple[Dim, ...]:
 class Prices:
     """FLOPs and bytes of a chain's trees, at given lengths.
 
-    Every contraction reads its operands and writes its result, but for values over time x history,
-    which stay on the chip. What trees have in common is priced once.
+    Every contraction reads its operands and writes its result, but for scores and probabilities
+    (leaves and results over time x history), which stay on the chip; a product of queries with the
+    latent before it has met the weights would not fit there. What trees share is priced once.
     """
 
     def __init__(self, chain: Chain, at: Mapping[str, int]):
@@ -311,7 +312,8 @@ class Prices:
         if part not in self._parts:
             dims = dims_of(self.chain, part)
             names = frozenset(dim.name for dim in dims)
-            elements = 0 if is_square(dims) else prod(self.sizes[name] for name in names)
+            on_chip = is_square(dims) and len(part) in (1, len(self.chain.leaves))
+            elements = 0 if on_chip else prod(self.sizes[name] for name in names)
             self._parts[part] = names, elements * WIDTH[self._dtype(part)]
         return self._parts[part]
 

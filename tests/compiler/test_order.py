@@ -82,6 +82,16 @@ def test_the_crossing_moves_with_the_sizes(changed: dict[str, int], expected: in
     assert expected == z * w * 4096 // (4096 * (2 * z - w) + z * w)  # where FLOPs decide
 
 
+def test_small_sizes_absorb_too() -> None:
+    """Where bytes decide: never a product of queries and latents that no weight has summed."""
+    small = {"hidden": 256, "heads": 4, "rank": 64, "width": 32, "turned": 16, "out": 32}
+    ordered = order.run(low_rank_attention(small))
+    few = ordered.bodies[branches(ordered)[0].attrs["then"]]
+    assert "act[t, g, z] = act[t, g, a] * act[g, a, z]" in products(few)
+    assert max(len(n.type.dims) for n in few) == 3
+    assert limit(ordered) > 64  # what FLOPs alone would say
+
+
 def test_no_branch_where_absorbing_always_wins() -> None:
     """A latent so narrow that scores against it are cheaper than against keys."""
     after = order.run(low_rank_attention(PUBLISHED | {"rank": 64}))
