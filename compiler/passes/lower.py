@@ -16,7 +16,8 @@ from dsl import syntax as ast
 from dsl import typed
 from dsl.constants import Constant, ConstantError
 from dsl.diagnostics import Span
-from dsl.extents import Extent
+from dsl.extents import Extent, ExtentError
+from dsl.instances import fail
 from dsl.instances import Instance
 from dsl.scope import ConstScope, atoms
 
@@ -113,12 +114,25 @@ class BodyLowering:
             known = self.frame.dims.get(axis)
             if known is None:
                 size = self.extent(axis.extent)
+                self._whole(axis, size)
                 dim = Dim(axis.name, size, axis.kind, start=self.extent(axis.start))  # type: ignore[arg-type]
                 known = self._claim(dim, (self.frame.owner, axis.name, str(size)))
                 self.frame.dims[axis] = known
             return known
         parts = [self.dim(p) for p in axis.parts]
         return Dim.sum(parts) if isinstance(axis, typed.Sum) else Dim.product(parts)
+
+    def _whole(self, index: typed.Index, size: Extent) -> None:
+        """An index of a def or of a function has a whole extent of at least one here."""
+        if index.kind != "plain":
+            return
+        try:
+            if size.at(self.elaborator.instances.sizes) >= 1:
+                return
+            text = f"{size}, which is less than 1"
+        except ExtentError as error:
+            text = str(error)
+        raise fail("E0304", f"index '{index.name}' has extent {text}", index.span)
 
     def extent(self, extent: Extent) -> Extent:
         """An extent in constants only: formal sizes of the block, or of an inlined function."""
