@@ -322,6 +322,8 @@ class ProgramChecker(Context):
                 checker.failed.add(equation.name.text)
         result = decl.result.name.text
         if not any(e.name.text == result for e in equations):
+            if scope.is_broken(result):
+                raise Failed
             scope.found.error(
                 "E0505",
                 f"the result '{result}' is never defined",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,13 @@ class Source:
     name: str
     text: str = field(repr=False)
 
+    @cached_property
+    def lines(self) -> list[str]:
+        return self.text.split("\n")
+
     def line(self, number: int) -> str:
-        lines = self.text.split("\n")
-        return lines[number - 1] if 0 < number <= len(lines) else ""
+        """A line, counted from 1."""
+        return self.lines[number - 1] if 0 < number <= len(self.lines) else ""
 
 
 @dataclass(frozen=True)
@@ -131,13 +136,13 @@ def near(name: str, known: Iterable[str]) -> str:
 
 def _place(span: Span, label: str, mark: str, arrow: str) -> list[str]:
     line = span.source.line(span.line)
-    shown = line.replace("\t", " ")
+    shown = "".join(c if c.isprintable() else " " if c == "\t" else "\ufffd" for c in line)
     if len(shown) > 160:  # a mutated or generated file may be one endless line
         start = max(0, span.column - 60)
         shown, offset = shown[start : start + 120], start
     else:
         offset = 0
-    end = span.end_column if span.end_line == span.line else len(line) + 1
+    end = span.end_column if span.end_line == span.line else len(line.rstrip()) + 1
     width = max(1, min(end - span.column, len(shown) - (span.column - 1 - offset)))
     gutter = " " * len(str(span.line))
     under = " " * (span.column - 1 - offset) + mark * width

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsl import syntax as ast
-from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Source, Span, near
-from dsl.parse import EDITION, parse
+from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Source, near
+from dsl.parse import parse
 
+EDITION = "2026"
 STD = Path(__file__).with_name("std")
 LARGEST_FILE = 4 * 1024 * 1024  # bytes; an .arch file is a few pages of equations
 
@@ -119,12 +120,12 @@ class _Loader:
             return self.units[key]
         file = parse(source, self.found)
         unit = self.units[key] = Unit(path, source, file, broken=set(file.broken))
-        if file.edition is not None and file.edition != EDITION:
-            first = Span(source, 1, 1, 1, max(2, len(source.line(1)) + 1))
+        edition = file.edition
+        if edition is not None and edition.text != EDITION:
             self.found.error(
                 "E0106",
-                f"this file is written in edition {file.edition} of the language",
-                first,
+                f"this file is written in edition {edition.text[:20]} of the language",
+                edition.span,
                 hint=f"this dslc reads edition {EDITION}",
             )
         for declaration in file.declarations:
