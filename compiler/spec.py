@@ -102,10 +102,9 @@ def softmax_flops(node: Node, graph: Graph) -> Extent:
 
 
 def contract_flops(node: Node, graph: Graph) -> Extent:
-    """A multiplication per further operand and an addition, for each point of the union."""
+    """Two per multiply-add, for each point of the union; n operands take n - 1 multiplications."""
     points = product(rules.union(n.type for n in graph.operands(node)))
-    additions = 1 if node.attrs["over"] else 0
-    return points * (len(node.inputs) - 1 + additions)
+    return points * max(2, len(node.inputs))
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def programs(draw: st.DrawFn) -> Program:
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(programs())
 def test_any_program_survives(program: Program) -> None:
     text = program_text(program)
