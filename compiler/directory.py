@@ -53,13 +53,13 @@ def write(directory: Path, manifest: Manifest, files: Mapping[str, bytes]) -> No
     _refuse_strangers(directory, target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
         written = _write_beside(target, {**files, FILE_NAME: manifest.text().encode()})
         try:
             _take_place_of(written.path, target)
         finally:
             shutil.rmtree(written.path, ignore_errors=True)
             os.close(written.lock)
+        _remove_leftovers(target)  # not before: one of them may be the last whole directory
     except OSError as error:
         reason = error.strerror or str(error)
         raise DirectoryError(f"cannot write {error.filename or directory}: {reason}") from error
@@ -98,10 +98,16 @@ class _Written:
     """A directory that is whole on disk, and the lock that says that its writer lives."""
 
     def __init__(self, target: Path):
-        self.path = _beside(target)
-        self.path.mkdir()  # with the user's umask, unlike tempfile's
-        self.lock = os.open(self.path, os.O_RDONLY)
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        while True:
+            self.path = _beside(target)
+            self.path.mkdir()  # with the user's umask, unlike tempfile's
+            # Before it is locked, another writer may take it for a dead one's and remove it.
+            with contextlib.suppress(FileNotFoundError):
+                self.lock = os.open(self.path, os.O_RDONLY)
+                fcntl.flock(self.lock, fcntl.LOCK_EX)
+                if self.path.exists():
+                    return
+                os.close(self.lock)
 
 
 def _write_beside(target: Path, files: Mapping[str, bytes]) -> _Written:

@@ -23,7 +23,7 @@ from compiler import spec
 from compiler.cost import flops_of, lengths, volume
 from compiler.ir import Graph, Node, Program
 from compiler.passes import masks, order
-from compiler.tensors import VIEWS, Place, caches, called, patterns, places
+from compiler.tensors import VIEWS, Place, caches, called, patterns, places, shown
 
 CACHE_WIDTH = {"act": 2, "f32": 4, "i64": 8, "bool": 1}  # bytes, of a model that runs in BF16
 TRAINING = 3  # a product's backward pass is two more of its size
@@ -167,7 +167,7 @@ def _blocks(
         run = next((runs[name] for name in order if place.key in runs[name].flops), _Run())
         keys = {p.key for p in inside}
         yield BlockRow(
-            path=place.path.format(*(f"{r.start}..{r.stop}" for r in place.ranges)),
+            path=shown(place.path, place.ranges),
             block=place.module.block,
             count=prod(len(r) for r in place.ranges),
             parameters=sum(_stored(program, p) for p in inside if _is_read(runs[main], p, place)),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
@@ -210,6 +210,11 @@ def part_of_name(program: Program, module: Module, member: str, array: bool = Fa
     return _filled(program, part)
 
 
+def shown(template: str, ranges: Iterable[range]) -> str:
+    """A path or name with its ranges, half-open as in the source: ``layers[3..61].attn``."""
+    return template.format(*(f"{r.start}..{r.stop}" for r in ranges))
+
+
 def ignored(program: Program) -> tuple[str, ...]:
     """Checkpoint tensors that the model knows of and does not need; ``{}`` is any number."""
     return tuple(_filled(program, name) for name in program.ignored)
@@ -324,15 +329,16 @@ def _check_names(found: list[Pattern]) -> None:
         for other, taken in alike.setdefault(skeleton, []):
             if all(a.start < b.stop and b.start < a.stop for a, b in zip(used, taken, strict=True)):
                 raise NameClash(
-                    f"{other.path} and {pattern.path} have one name in a checkpoint: {pattern.name}"
+                    f"{shown(other.path, other.ranges)} and {shown(pattern.path, pattern.ranges)} "
+                    f"have one name in a checkpoint: {shown(pattern.name, pattern.ranges)}"
                 )
         alike[skeleton].append((pattern, used))
         slots = {int(slot) for slot, _ in numbers if slot}
         for slot, numbers_of in enumerate(pattern.ranges):
             if slot not in slots and len(numbers_of) > 1:
                 raise NameClash(
-                    f"all {len(pattern)} of {pattern.path} have one name in a checkpoint: "
-                    f"{pattern.name}"
+                    f"all {len(pattern)} of {shown(pattern.path, pattern.ranges)} have one name "
+                    f"in a checkpoint: {shown(pattern.name, pattern.ranges)}"
                 )
 
 

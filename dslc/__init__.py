@@ -16,6 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compiler.errors import UserError
+from dsl.diagnostics import DiagnosticError
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from dslc.program import Program
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compile", "load"]
+__all__ = ["DiagnosticError", "UserError", "__version__", "compile", "load"]
 
 
 def compile(

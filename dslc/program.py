@@ -28,7 +28,6 @@ class Program:
     """What ``dslc.compile`` returns: every stage of the compilation, ready to be written."""
 
     compiled: Compiled
-    overridden: frozenset[str]  # constants whose values were given by ``set``
     backend: str = "pytorch"
     target: str = "cpu"
 
@@ -83,7 +82,7 @@ class Program:
         config = {
             name: declared.keys
             for name, declared in source.constants.declared.items()
-            if declared.keys and name not in self.overridden
+            if declared.keys
         }
         about = manifest.build(
             self.compiled.after(STAGES[0]),
@@ -125,4 +124,4 @@ def compile_file(
     config = read_config(checkpoint) if checkpoint is not None else None
     choices = Choices(set=dict(set or {}), config=config, preset=dims)
     compiled = compile_model(file, choices, model=model, check=verify, progress=progress)
-    return Program(compiled, frozenset(compiled.source.constants.set), backend, target)
+    return Program(compiled, backend, target)

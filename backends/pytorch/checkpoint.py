@@ -108,8 +108,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         except TensorFileError as error:
             broken[name] = str(error)
             continue
-        for twice in sorted(found.keys() & tensors.keys()):
-            broken[name] = f"'{twice}' is in {tensors[twice].file.name} as well"
+        twice = sorted(found.keys() & tensors.keys())
+        if twice:
+            broken[name] = f"'{twice[0]}' is in {tensors[twice[0]].file.name} as well"
         tensors.update(found)
     return Checkpoint(folder, config, tensors, broken, index)
 
