@@ -110,7 +110,7 @@ def _imports(body: str) -> list[str]:
         lines.append("import torch.nn.functional as F")
     lines += ["from torch import Tensor, nn", ""]
     line = f"from backends.pytorch.runtime import {', '.join(used)}"
-    lines += wrapped(
-        line if len(line) <= WIDTH else line.replace(used[0], f"({used[0]}", 1) + ")", 0
-    )
-    return lines
+    if len(line) <= WIDTH:
+        return [*lines, line]
+    names = [f"    {name}," for name in used]
+    return [*lines, "from backends.pytorch.runtime import (", *names, ")"]

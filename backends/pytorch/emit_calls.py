@@ -99,8 +99,8 @@ def _loop(body: Body, child: str, index: Dim) -> str:
         return f"{text}.values()" if not place and last else _numbered(body, text, index)
     if not place and last:
         return text
-    end = " + ".join(str(body.owner.size(d)) for d in array.dims[: place + 1])
-    return f"{text}[{stretch(begin, '' if last else end)}]"
+    end = "" if last else " + ".join(str(body.owner.size(d)) for d in array.dims[: place + 1])
+    return f"{text}[{stretch(begin, end)}]"
 
 
 def _numbered(body: Body, text: str, index: Dim) -> str:

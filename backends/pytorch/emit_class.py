@@ -63,15 +63,14 @@ class ClassWriter:
         self.program: Program = self.emitter.program
         members = [p.name for p in self.module.parameters] + [c.name for c in self.module.children]
         self._scope = Scope(*TAKEN, "self", *(attribute(m) for m in members))
-        self._scope.take("forward_")  # never handed out: ``forward`` is
-        for name in self.module.methods:
-            if "@" not in name and name != "call":
-                self._scope.take(name)
+        for name in {n.split("@")[0] for n in self.module.methods} - {"call"}:
+            self._scope.take(name)
         self.sizes = Sizes(self._scope)
         for parameter in self.module.parameters:
             self._size_text(parameter.type)
-        written = self.module.span.text if self.module.span else ""
-        declared = re.match(r"\s*\w+\s+\w+\s*\[([^\]]*)\]", written)
+        span = self.module.span
+        written = span.source.line(span.line) if span else ""
+        declared = re.search(rf"\b{self.module.block}\s*\[([^\]]*)\]", written)
         self._declared = re.findall(r"\w+", declared[1]) if declared else []
         self._method_names: dict[str, list[Method]] = {}
         self._tables_of: dict[tuple[str, str], str] = {}
@@ -194,7 +193,8 @@ class ClassWriter:
         for known in self._method_names.get(name, []):
             if code([head, *body.lines]) == code(known.lines):
                 return replace(known, batched=per_sequence)
-        own = name if not self._method_names.get(name) else self._scope.take(name)
+        public = not name.startswith("_") and not self._method_names.get(name)
+        own = name if public else self._scope.take(name)
         lines = (head, f'        """{signature}"""', *body.lines)
         written = Method(own, lines, needs_step, per_sequence, graph.result.type.dtype)
         self._method_names.setdefault(name, []).append(written)
@@ -242,7 +242,8 @@ class ClassWriter:
             kind = "int" if a.size is not None else type(a.number).__name__
             value = repr(a.number) if a.size is None else str(self.extent(a.size))
             given.append(f"{a.name}: {kind}" + (f" = {value}" if defaults else ""))
-        out = [f"class {name}(nn.Module):", *self._doc(), ""]
+        doc = self._doc()
+        out = [f"class {name}(nn.Module):", *doc, *([""] if doc else [])]
         out += wrapped(f"def __init__({', '.join(['self', *given])}):", 4)
         out.append("        super().__init__()")
         kept = [a.name for a in self.arguments() if a.size is None or a.name in self.sizes.stored]

@@ -41,11 +41,23 @@ def made(
 class Both:
     """One program, run by the interpreter and as emitted."""
 
-    def __init__(self, program: Program, reference: Program | None = None, seed: int = 0):
+    def __init__(
+        self,
+        program: Program,
+        reference: Program | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ):
         self.program = program
         self.weights = random_weights(reference or program, seed)
         self.interpreter = Interpreter(reference or program, self.weights)
-        self.model = made(program, self.weights)
+        self.model = made(program, self.weights, dtype)
+
+    def owned(self, path: str) -> Tensor:
+        """The emitted model's parameter or buffer of that path in the source."""
+        owner, _, name = attribute_path(path).rpartition(".")
+        tensor: Tensor = getattr(self.model.get_submodule(owner), name)
+        return tensor
 
     def inputs(self, entry: str, counts: Sequence[int], seed: int = 0) -> list[dict[str, Tensor]]:
         """Random inputs of an entry, one set per sequence."""
@@ -93,7 +105,9 @@ class Both:
             for given, state in zip(inputs, held, strict=True)
         ]
 
-    def check(self, entry: str, *chunks: Sequence[int], cached: bool = True) -> None:
+    def check(
+        self, entry: str, *chunks: Sequence[int], cached: bool = True, within: float = 1e-5
+    ) -> None:
         """Each chunk is a step: how many tokens each sequence has in it. Results must agree."""
         states = [CacheState() for _ in chunks[0]]
         cache = Cache(len(chunks[0])) if cached else None
@@ -106,7 +120,7 @@ class Both:
                 for given, state, count in zip(inputs, states, counts, strict=True)
                 if count
             ]
-            close(got, torch.cat(wanted, self.time_axis(entry)))
+            close(got, torch.cat(wanted, self.time_axis(entry)), within)
 
     def time_axis(self, entry: str) -> int:
         type = self.program.bodies[self.program.entries[entry].body].result.type
@@ -121,7 +135,6 @@ def close(got: Tensor, wanted: Tensor, within: float = 1e-5) -> None:
         assert torch.equal(got, wanted)
         return
     assert torch.isfinite(got).all()
-    scale = float(wanted.abs().max()) if wanted.numel() else 0.0
-    assert float((got.float() - wanted.float()).abs().max() if got.numel() else 0) <= within * max(
-        scale, 1e-6
-    )
+    if wanted.numel():
+        error = (got.float() - wanted.float()).abs().max() / wanted.abs().max().clamp(min=1e-6)
+        assert float(error) <= within
