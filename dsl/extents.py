@@ -143,7 +143,9 @@ class Extent:
             return "0"
         out = ""
         # Highest degree first reads as one would write it.
-        for monomial, coefficient in sorted(self.terms, key=lambda t: (-_degree(t[0]), t[0])):
+        for monomial, coefficient in sorted(
+            self.terms, key=lambda t: (-_degree(t[0]), t[1] < 0, t[0])
+        ):
             text = _monomial_text(monomial, abs(coefficient))
             if not out:
                 out = text if coefficient > 0 else f"-{text}"

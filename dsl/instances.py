@@ -215,6 +215,20 @@ class Instances:
             self._fns[key] = self.checker.fn(decl, unit, decide)
         return self._fns[key]
 
+    def _not_whole(self, extent: Extent) -> str:
+        """Which constant of an extent is a number that no extent can have."""
+        for name in sorted(extent.names & self.values.keys() - self.sizes.keys()):
+            value = self.values[name]
+            shown = (
+                "null"
+                if value is None
+                else str(value).lower()
+                if isinstance(value, bool)
+                else repr(value)
+            )
+            return f"'{name}' is {shown}, not a whole number"
+        return ""
+
     def _check_extents(self, instance: Instance) -> None:
         """Every extent is a whole number of at least one; loops over blocks may be empty."""
         block = instance.block
@@ -229,7 +243,8 @@ class Instances:
                 value = instance.extent(index.extent).at(self.sizes)
                 start = instance.extent(index.start).at(self.sizes)
             except ExtentError as error:
-                found.error("E0304", f"index '{index.name}' has no extent: {error}", index.span)
+                reason = self._not_whole(instance.extent(index.extent)) or str(error)
+                found.error("E0304", f"index '{index.name}' has no extent: {reason}", index.span)
                 continue
             least = 0 if index in loops else 1
             if value < least or start < 0:
