@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from compiler.ir import Dim, Graph, Node, Type
+from compiler.ir import Dim, Graph, Node
 
 # FLOPs that a GPU does in the time of one byte from memory: 989 TFLOPS in BF16 at 3.35 TB/s, an
 # H100's or H800's (an A100's is 153, a B200's 281). Orders are chosen with it on every target, so
@@ -39,10 +39,6 @@ def lengths(
 def volume(dims: Iterable[Dim], at: Mapping[str, int]) -> int:
     """How many elements these dims span."""
     return prod(dim.size.at(at) for dim in dims)
-
-
-def bytes_of(type: Type, at: Mapping[str, int]) -> int:
-    return WIDTH[type.dtype] * volume(type.dims, at)
 
 
 def is_square(dims: Iterable[Dim]) -> bool:

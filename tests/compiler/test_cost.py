@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from lowered import Body, dim, low_rank_attention, program, s, shared_key_attention, t
+from lowered import Body, dim, low_rank_attention, program, shared_key_attention, t
 
-from compiler.cost import bytes_of, flops_of, lengths, volume
+from compiler.cost import flops_of, lengths
 from compiler.ir import Program, Type
 from compiler.passes import elaborate, masks
 from compiler.report import Report, report
@@ -117,13 +117,6 @@ def test_a_contraction_is_two_flops_per_multiply_add() -> None:
     graph = b.done(b.map("exp", y))
     at = lengths({"hidden": 7, "ffn": 11}, time=3)
     assert sum(flops_of(graph, node, at) for node in graph) == 2 * 3 * 7 * 11
-
-
-def test_bytes_are_those_of_bf16() -> None:
-    at = lengths({"hidden": 7}, time=3, history=5)
-    assert volume([t, s], at) == 15
-    assert bytes_of(Type("act", (t, dim("d", "hidden"))), at) == 2 * 21
-    assert bytes_of(Type("f32", (s,)), at) == 4 * 5
 
 
 def test_a_table_that_is_only_looked_up_in_is_not_activated() -> None:
