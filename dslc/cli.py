@@ -40,6 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit status. Misuse raises SystemExit(2), as argparse does."""
     parser = _parser(arguments)
     options = parser.parse_args(arguments)
+    debug = getattr(options, "debug", False)
     try:
         status: int = import_module(f"dslc.commands.{options.command}").run(options)
         sys.stdout.flush()  # here, so that a closed pipe is found here
@@ -48,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 2 if _is_misuse(error) else 1
     except UserError as error:
-        if options.debug:
+        if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if options.debug:
+        if debug:
             raise
         kind = type(error).__name__
         print(f"error: {kind}: {error}\n(--debug shows where this comes from)", file=sys.stderr)
@@ -82,7 +83,6 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         parents=[common],
     )
     parser.add_argument("--version", action="version", version=f"dslc {dslc.__version__}")
-    parser.set_defaults(debug=False)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, does in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=does, description=f"{does}.", parents=[common])
