@@ -1,6 +1,6 @@
 """From a file to a program: the passes in order, each by name, each alone if wanted.
 
-compiled = compile_model("models/dsv3.arch", Choices(preset="small"))
+compiled = compile_model("model.arch", Choices(preset="small"))
 compiled.after("elaborate")          # the program as that pass left it
 compiled.program                     # the last one
 """
