@@ -69,8 +69,6 @@ def evaluate(
 
     match expr:
         case ast.Literal(value=value):
-            if isinstance(value, float) and math.isnan(value):
-                raise ConstantError("E0104", "this number is too long", expr.span)
             return value
         case ast.Ref(name=name, member=None, subscripts=None):
             return lookup(name.text, name.span)
@@ -142,10 +140,9 @@ def _call(
 
 
 def _number(value: Constant, span: Span) -> int | float:
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    shown = "null" if value is None else repr(value)
-    raise ConstantError("E0303", f"this is {shown}, not a number", span)
+    raise ConstantError("E0303", f"this is {_shown(value)}, not a number", span)
 
 
 def _binary(

@@ -95,6 +95,14 @@ class DiagnosticError(Exception):
         super().__init__("\n\n".join(d.render() for d in self.diagnostics))
 
 
+class Refused(Exception):
+    """Text that follows the grammar and is refused all the same; reading goes on after it."""
+
+    def __init__(self, code: str, message: str, span: Span, label: str = ""):
+        super().__init__(message)
+        self.diagnostic = Diagnostic(code, message, span, label)
+
+
 class Diagnostics:
     """Collects mistakes while a file is read, each once."""
 
@@ -112,7 +120,9 @@ class Diagnostics:
         hint: str = "",
     ) -> None:
         kept = tuple(Note(s, text) for s, text in notes if s is not None)
-        diagnostic = Diagnostic(code, message, span, label, kept, hint)
+        self.add(Diagnostic(code, message, span, label, kept, hint))
+
+    def add(self, diagnostic: Diagnostic) -> None:
         if diagnostic not in self.found:
             self.found.append(diagnostic)
 

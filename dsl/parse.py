@@ -13,10 +13,10 @@ from lark.exceptions import UnexpectedInput, VisitError
 
 from dsl import syntax
 from dsl.brackets import Layout, depth
-from dsl.diagnostics import Diagnostics, Source, Span
+from dsl.diagnostics import Diagnostics, Refused, Source, Span
 from dsl.grammar import grammar
 from dsl.syntax_errors import DECLARATIONS, UNFINISHED, Place, report, starts_like_one
-from dsl.tree import TooDeep, TreeBuilder
+from dsl.tree import TreeBuilder
 
 MOST_MISTAKES = 10  # of one declaration; more than that is not an .arch file
 INSIDE_TOO = ("const", "index")  # declarations that also stand in blocks
@@ -33,7 +33,7 @@ def parse(source: Source, found: Diagnostics) -> syntax.File:
     """Parse ``source``; mistakes go to ``found``, and what could be read is returned."""
     try:
         return _build(source, source.text, 0)
-    except (UnexpectedInput, TooDeep) as error:
+    except (UnexpectedInput, Refused) as error:
         first = error
     before = len(found.found)
     pieces = [_Piece(source, text, line, found) for line, text in _pieces(source.text)]
@@ -79,31 +79,26 @@ class _Piece:
         self.broken: set[str] = set()
         reached = -1
         for _ in range(MOST_MISTAKES):
+            place = Place(source, text, line)
             try:
                 file = _build(source, text, line)
-            except TooDeep as deep:
-                found.error(
-                    "E0103",
-                    "nested too deeply",
-                    deep.span,
-                    f"deeper than {syntax.MAX_DEPTH} levels",
-                )
-                break
+            except Refused as refused:
+                found.add(refused.diagnostic)
+                at: int | None = place.offset(refused.diagnostic.span)
             except UnexpectedInput as error:
                 if (error.pos_in_stream or len(text)) <= reached:
                     break  # a consequence of what was left out
-                place = Place(source, text, line)
                 at = report(place, error, found)
-                stretch = None if at is None else _statement(place, at)
-                if stretch is None:
-                    break
-                start, reached = stretch
-                self.broken |= _declared(text[start:reached])
-                blank = re.sub(r"[^\n]", " ", text[start:reached])
-                text = text[:start] + blank + text[reached:]
             else:
                 self.declarations, self.edition = file.declarations, file.edition
                 return
+            stretch = None if at is None else _statement(place, at)
+            if stretch is None:
+                break
+            start, reached = stretch
+            self.broken |= _declared(text[start:reached])
+            blank = re.sub(r"[^\n]", " ", text[start:reached])
+            text = text[:start] + blank + text[reached:]
         self.broken |= _declared(text)
 
 

@@ -212,6 +212,7 @@ class If:
     then: tuple[Item, ...]
     otherwise: tuple[Item, ...]
     span: Span
+    depth: int = 1
 
 
 @dataclass(frozen=True)

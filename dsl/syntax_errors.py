@@ -92,6 +92,10 @@ class Place(Layout):
         line, column = number + 1 + self.before, offset - self.lines[number] + 1
         return Span(self.source, line, column, line, column + length)
 
+    def offset(self, span: Span | None) -> int:
+        """Where a span of this text starts."""
+        return self.start(span.line - 1 - self.before) + span.column - 1 if span else 0
+
     def end(self) -> Span:
         return self.span(len(self.text.rstrip()))
 

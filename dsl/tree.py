@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lark import Token, v_args
@@ -9,15 +10,10 @@ from lark.tree import Meta
 
 from dsl import syntax as ast
 from dsl.deploy_tree import DeployTree
-from dsl.diagnostics import Source, Span
+from dsl.diagnostics import Refused, Source, Span
 
-MAX_DIGITS = 40  # a longer number is a slip, and Python refuses to print very long ones
-
-
-class TooDeep(Exception):
-    def __init__(self, span: Span):
-        super().__init__("nested too deeply")
-        self.span = span
+LARGEST = 2**62  # a larger whole number is a slip
+MAX_DIGITS = 40  # and so is a longer one, which Python refuses to print
 
 
 def _flat(children: list[Any]) -> list[Any]:
@@ -55,7 +51,8 @@ class TreeBuilder(DeployTree):
     def _deep(self, span: Span, *parts: Any) -> int:
         depth = 1 + max((p.depth for p in parts if p is not None), default=0)
         if depth > ast.MAX_DEPTH:
-            raise TooDeep(span)
+            deepest = f"deeper than {ast.MAX_DEPTH} levels"
+            raise Refused("E0103", "this is nested too deeply", span, deepest)
         return depth
 
     # -- file ------------------------------------------------------------------------------------
@@ -200,8 +197,9 @@ class TreeBuilder(DeployTree):
             otherwise = (rest.pop().item,)
         elif rest and rest[-1] is None:
             rest.pop()
-        self._deep(self.span(meta), condition)
-        return ast.If(condition, _items(rest), otherwise, self.span(meta))
+        then, span = _items(rest), self.span(meta)
+        nested = [i for i in (*then, *otherwise) if isinstance(i, ast.If)]
+        return ast.If(condition, then, otherwise, span, self._deep(span, condition, *nested))
 
     if_statement = if_member
 
@@ -325,8 +323,12 @@ class TreeBuilder(DeployTree):
     def number(self, meta: Meta, children: list[Any]) -> ast.Literal:
         text, span = str(children[0]), self.span(children[0])
         if len(text) > MAX_DIGITS:
-            return ast.Literal(float("nan"), span)  # reported by the checker: E0104
+            raise Refused(
+                "E0104", "this number is too long", span, f"more than {MAX_DIGITS} digits"
+            )
         value: int | float = float(text) if set(text) & set(".eE") else int(text)
+        if value == math.inf or (isinstance(value, int) and value > LARGEST):
+            raise Refused("E0104", "this number is too large", span)
         return ast.Literal(value, span)
 
     def string(self, meta: Meta, children: list[Any]) -> ast.Literal:
