@@ -177,6 +177,8 @@ def contract(body: Body, node: Node) -> Value:
     else:
         values = [body.cast(body.values[n], node.type.dtype) for n in tensors]
     values = body.together(values, body.pads(over))
+    if tensors:
+        values = [_masked(body, n, v, over) for n, v in zip(tensors, values, strict=True)]
     result = _linear_product(body, node, values, over)
     if result is None:
         # Views of matrices that are read as they are, and more than once, get their names now.
@@ -190,10 +192,16 @@ def contract(body: Body, node: Node) -> Value:
     return result
 
 
+def _masked(body: Body, name: str, value: Value, over: tuple[str, ...]) -> Value:
+    """An operand with zeros where a sequence has no such place; probabilities have them already."""
+    node = body.nodes[name]
+    zero = node.attrs["over"] if node.op == "softmax" else ""
+    return body.within(value, [n for n in over if n != zero and n in value.axes])
+
+
 def _product(body: Body, node: Node, values: list[Value], over: tuple[str, ...]) -> Value:
     """Elementwise products, a sum, or an einsum."""
     dtype = node.type.dtype
-    values = [body.within(v, [n for n in over if n in v.axes]) for v in values]
     axes = union(values, [*node.type.names, *over])
     if not over:
         text = aligned(values[0], axes).text

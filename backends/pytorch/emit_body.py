@@ -126,6 +126,10 @@ class Body:
 
     def write(self, node: Node) -> None:
         """Give a node its value, and a variable if it should have one."""
+        if node.op == "expand" and self._broadcast(node):
+            self.values[node.name] = self.values[node.inputs[0]]
+            self.uses[node.inputs[0]] += self.uses[node.name] - 1
+            return
         if node.name in self.tables:
             value = self.owner.table(self, node)
         else:
@@ -143,6 +147,19 @@ class Body:
             self.bind(node, node.label)
         elif self.uses[node.name] > 1 and not value.cheap and value.matrix is None:
             self.bind(node)
+
+    def _broadcast(self, node: Node) -> bool:
+        """Whether all who read an expanded value broadcast it themselves."""
+        new = {d.name for d in node.attrs["dims"]}
+        users = [n for n in self.nodes.values() if node.name in n.inputs]
+        return node.name not in (self.graph.output, *self.tables) and all(
+            user.op == "map"
+            and any(
+                new <= set(self.nodes[other].type.names) and self.nodes[other].op != "expand"
+                for other in user.inputs
+            )
+            for user in users
+        )
 
     def bind(self, node: Node, stem: str = "") -> Value:
         """Give a value a variable."""

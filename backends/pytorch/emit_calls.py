@@ -73,6 +73,9 @@ def chain(body: Body, node: Node) -> Value:
     names = dict(node.attrs.get("dims", ()))
     graph = body.owner.program.bodies[node.attrs["body"]]
     first, *extras = body.operands(node)
+    for at, extra in enumerate(extras, 1):  # computed once, not in every turn
+        if not extra.cheap:
+            extras[at - 1] = body.bind(body.nodes[node.inputs[at]])
     name = body.variable(node)
     axes = (BATCH, *node.type.names) if first.batched else node.type.names
     carried = Value(Text(name), axes, node.type.dtype)

@@ -154,8 +154,8 @@ class _Sight:
             return torch.softmax(scores, -1)
         shape = (self.mask.shape[0], *[1] * (scores.ndim - 3), *self.mask.shape[1:])
         unseen = ~self.mask.reshape(shape)
-        # The least finite number, not -inf: a row that sees nothing, padding say, stays without
-        # NaN forward and backward.
+        # The least finite number, not -inf: a row that sees nothing stays without NaN, forward
+        # and backward.
         scores = scores.masked_fill(unseen, torch.finfo(scores.dtype).min)
         p = torch.softmax(scores, -1)
         return p.masked_fill(unseen, 0) if self.may_see_nothing else p

@@ -143,17 +143,16 @@ class Step:
     # -- between layouts -------------------------------------------------------------------------
 
     def pad(self, x: Tensor, axis: int = 0) -> Tensor:
-        """Packed to padded: ``[..., total, ...]`` to ``[batch, ..., time, ...]``, zeros between.
+        """Packed to padded: ``[..., total, ...]`` to ``[batch, ..., time, ...]``.
 
-        ``axis`` is where the tokens stand. A view when all counts are equal.
+        ``axis`` is where the tokens stand. A view when all counts are equal. Padding repeats the
+        sequence's last token, so that nothing is computed from it that is not a finite number
+        elsewhere too, forward or backward.
         """
         if self.even:
             return x.unflatten(axis, (self.batch, self.time)).movedim(axis, 0)
         rows = x.movedim(axis, 0).index_select(0, self._padded_row.flatten())
-        rows = rows.unflatten(0, (self.batch, self.time))
-        assert self.time_valid is not None
-        missing = ~self.time_valid.reshape(self.batch, self.time, *[1] * (x.ndim - 1))
-        return rows.masked_fill(missing, 0).movedim(1, axis + 1)
+        return rows.unflatten(0, (self.batch, self.time)).movedim(1, axis + 1)
 
     def pack(self, x: Tensor, axis: int = 0) -> Tensor:
         """Padded to packed: ``[batch, ..., time, ...]`` to ``[..., total, ...]``.
@@ -167,10 +166,12 @@ class Step:
 
     @cached_property
     def _padded_row(self) -> Tensor:
-        """int64 ``[batch, time]``: the packed row of each padded token; 0 where there is none."""
-        row = torch.zeros(self.batch, self.time, dtype=torch.int64, device=self.device)
-        row[self.sequence, self.offset] = torch.arange(self.total, device=self.device)
-        return row
+        """int64 ``[batch, time]``: the packed row of each padded token; where there is none, the
+        sequence's last one, or any if it has none."""
+        counts = torch.tensor(self.counts, dtype=torch.int64)
+        first = counts.cumsum(0) - counts
+        offset = torch.minimum(torch.arange(self.time), (counts - 1).clamp(min=0)[:, None])
+        return (first[:, None] + offset).clamp(max=self.total - 1).to(self.device)
 
     @cached_property
     def _packed_row(self) -> Tensor:
