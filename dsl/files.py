@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsl import syntax as ast
-from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Source, near
+from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Source, Span, near
 from dsl.parse import parse
 
 EDITION = "2026"
 STD = Path(__file__).with_name("std")
-LARGEST_FILE = 4 * 1024 * 1024  # bytes; an .arch file is a few pages of equations
+LARGEST_FILE = 2**20  # bytes; an .arch file is a few pages of equations
+DEEPEST = 40  # imports of imports
 
 Visible = ast.Block | ast.Fn | ast.ConstFn
 
@@ -80,24 +82,26 @@ def read(path: Path, shown: str | None = None) -> Source:
     name = shown or str(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise DiagnosticError([Diagnostic("E0105", f"{name} is larger than 4 MiB")])
-        data = path.read_bytes()
+            shortest = LARGEST_FILE // 2**20
+            raise DiagnosticError([Diagnostic("E0105", f"{name} is larger than {shortest} MiB")])
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         reason = error.strerror or str(error)
         raise DiagnosticError([Diagnostic("E0201", f"{name} cannot be read: {reason}")]) from None
     try:
-        text = data.decode("utf-8-sig")
+        return _source(name, data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        before = data[: error.start].decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        at = Span(_source(name, data.decode("utf-8", "replace")), line, column, line, column + 1)
+        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        hint = f"save the file as UTF-8{', not as UTF-16' if utf16 else ''}"
         raise DiagnosticError(
-            [
-                Diagnostic(
-                    "E0105",
-                    f"{name}, line {line}: this is not UTF-8 text",
-                    hint="save the file as UTF-8",
-                )
-            ]
+            [Diagnostic("E0105", "this is not UTF-8 text", at, hint=hint)]
         ) from None
+
+
+def _source(name: str, text: str) -> Source:
     return Source(name, text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
@@ -136,62 +140,70 @@ class _Loader:
         return unit
 
     def _import(self, unit: Unit, declaration: ast.Import, open_: list[Path]) -> None:
-        path = self._find(unit, declaration.path)
+        wanted, at = declaration.path.text, declaration.path.span
+        path = self._find(unit, wanted)
+        missing = {n.text for n in declaration.names} or {"*"}
         if path is None:
-            known = [f"std.{p.stem}" for p in STD.glob("*.arch")] + shipped_models()
             self.found.error(
                 "E0201",
-                f"no file is called '{declaration.path}'",
-                declaration.span,
-                hint=near(declaration.path, known)
-                or "imports reach the file's own folder, the standard library (std.*) and the shipped models",
+                f"no file is called '{wanted}'",
+                at,
+                hint=near(wanted, self._importable(unit))
+                or "imports reach the file's folder, the standard library (std.*), shipped models",
             )
-            for name in declaration.names:
-                unit.broken.add(name.text)
-            unit.broken.add("*")
+            unit.broken |= missing
             return
         if path.resolve() in open_:
-            self.found.error(
-                "E0202", f"'{declaration.path}' imports itself in a circle", declaration.span
+            circle = [p.stem for p in open_[open_.index(path.resolve()) :]] + [path.stem]
+            shown = " imports ".join(
+                circle if len(circle) < 8 else [*circle[:6], "...", circle[-1]]
             )
-            unit.broken.add("*")
+            self.found.error("E0202", "these files import each other in a circle", at, shown)
+            unit.broken |= missing
+            return
+        if len(open_) > DEEPEST:
+            self.found.error("E0202", f"imports nest more than {DEEPEST} deep", at)
+            unit.broken |= missing
             return
         try:
             source = read(path, _short(path))
         except DiagnosticError as error:
-            self.found.found += error.diagnostics
-            unit.broken.add("*")
+            for d in error.diagnostics:
+                self.found.error(d.code, d.message, d.span or at, hint=d.hint)
+            unit.broken |= missing
             return
         other = self.unit(path, source, open_)
         unit.broken |= other.broken
         own = {k: v for k, v in other.visible.items() if v[1] is other}
-        wanted = [n.text for n in declaration.names] or list(own)
         for name in declaration.names:
-            if (
-                name.text not in own
-                and name.text not in other.broken
-                and not _constant(other, name.text)
-            ):
+            if name.text not in (own.keys() | other.broken) and not _constant(other, name.text):
                 self.found.error(
                     "E0204",
-                    f"{declaration.path} declares no '{name.text}'",
+                    f"{wanted} declares no '{name.text}'",
                     name.span,
-                    hint=near(name.text, own),
+                    hint=near(name.text, own) or f"it declares {', '.join(own) or 'nothing'}",
                 )
-        for name_ in wanted:
-            if name_ in own:
-                before = unit.visible.get(name_)
-                if before is not None and before[0] is not own[name_][0]:
+                unit.broken.add(name.text)
+                unit.broken |= {d for d in own if near(name.text, [d])}
+        for text in [n.text for n in declaration.names] or list(own):
+            if text in own:
+                before = unit.visible.get(text)
+                if before is not None and before[0] is not own[text][0]:
                     self.found.error(
                         "E0203",
-                        f"'{name_}' is imported twice, with different meanings",
-                        declaration.span,
+                        f"'{text}' is imported twice, with different meanings",
+                        at,
                         notes=[
                             (before[0].name.span, "one is declared here"),
-                            (own[name_][0].name.span, "the other here"),
+                            (own[text][0].name.span, "the other here"),
                         ],
                     )
-                unit.visible[name_] = own[name_]
+                unit.visible[text] = own[text]
+
+    def _importable(self, unit: Unit) -> list[str]:
+        """What an import could name."""
+        beside = [p.stem for p in unit.path.parent.glob("*.arch")]
+        return [f"std.{p.stem}" for p in STD.glob("*.arch")] + shipped_models() + beside
 
     def _find(self, unit: Unit, name: str) -> Path | None:
         parts = name.split(".")
@@ -228,6 +240,17 @@ class _Loader:
                     )
                     continue
                 unit.indices[d.name.text] = d
+
+
+def exporter(name: str) -> str:
+    """The hint for a name that is declared in a file of the standard library; none otherwise."""
+    declared = re.compile(
+        rf"^(?:block|fn|const fn|format|device|cluster)\s+{re.escape(name)}\b", re.M
+    )
+    for path in sorted(STD.glob("*.arch")):
+        if declared.search(path.read_text(encoding="utf-8")):
+            return f"std.{path.stem} declares it: import std.{path.stem}"
+    return ""
 
 
 def _constant(unit: Unit, name: str) -> bool:

@@ -234,7 +234,7 @@ Item = IndexDecl | ConstDecl | ParamDecl | UseDecl | Def | Equation | If
 
 @dataclass(frozen=True)
 class Import:
-    path: str  # std.mla, or a neighbouring file's name
+    path: Name  # std.mla, or a neighbouring file's name
     names: tuple[Name, ...]
     span: Span
 

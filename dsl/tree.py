@@ -69,8 +69,8 @@ class TreeBuilder(DeployTree):
         path, *names = children
         return ast.Import(path, tuple(self.name(n) for n in _flat(names)), self.span(meta))
 
-    def path(self, meta: Meta, children: list[Any]) -> str:
-        return ".".join(str(c) for c in children)
+    def path(self, meta: Meta, children: list[Any]) -> ast.Name:
+        return ast.Name(".".join(str(c) for c in children), self.span(meta))
 
     # -- constants -------------------------------------------------------------------------------
 
@@ -83,7 +83,8 @@ class TreeBuilder(DeployTree):
         *keys, default = children
         return tuple(k for k in keys if isinstance(k, str)), default
 
-    key = path
+    def key(self, meta: Meta, children: list[Any]) -> str:
+        return ".".join(str(c) for c in children)
 
     def const_fn(self, meta: Meta, children: list[Any]) -> ast.ConstFn:
         name, *formals, value = children
