@@ -114,7 +114,14 @@ class ProgramChecker(Context):
             return typed.Formal(formal.name.text, axes, of, formal.span)
         shifted = _shift(formal.value)
         source = next((f for f in before if shifted and f.name == shifted[0]), None)
-        if shifted is None or source is None or source.axes != axes:
+        time = [a for a in axes if isinstance(a, Index) and a.kind == "time"]
+        if (
+            shifted is None
+            or source is None
+            or source.axes != axes
+            or [str(a) for a in axes] != [shifted[1]]
+            or not time
+        ):
             scope.found.error(
                 "E0508",
                 "an input may be another input moved along time, and nothing else",
@@ -122,7 +129,7 @@ class ProgramChecker(Context):
                 hint="after[t] = token[t + 1]",
             )
             raise Failed
-        return typed.Formal(formal.name.text, axes, source.of, formal.span, shifted[0], shifted[1])
+        return typed.Formal(formal.name.text, axes, source.of, formal.span, shifted[0], shifted[2])
 
     # -- blocks ----------------------------------------------------------------------------------
 
@@ -478,15 +485,17 @@ def _all_defs(items: tuple[ast.Item, ...]) -> Iterator[ast.Def]:
             yield from _all_defs(item.otherwise)
 
 
-def _shift(value: ast.Expr) -> tuple[str, int] | None:
-    """``token[t + 1]`` as ("token", 1)."""
+def _shift(value: ast.Expr) -> tuple[str, str, int] | None:
+    """``token[t + 1]`` as ("token", "t", 1)."""
     match value:
         case ast.Ref(name=name, member=None, subscripts=(ast.Subscript(parts=(part,)),)):
             match part:
                 case ast.Binary(
-                    op="+" | "-" as op, left=ast.Ref(), right=ast.Literal(value=int(by))
-                ) if by < 1000:
-                    return name.text, by if op == "+" else -by
+                    op="+",
+                    left=ast.Ref(name=index, subscripts=None),
+                    right=ast.Literal(value=int(by)),
+                ) if 0 < by < 1000:
+                    return name.text, index.text, by
     return None
 
 

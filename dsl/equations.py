@@ -95,8 +95,6 @@ class Checker:
                 if isinstance(value, str) or value is None:
                     shown = f'"{value}"' if isinstance(value, str) else "null"
                     raise self.error("E0601", f"{shown} cannot stand in an equation", e.span)
-                if isinstance(value, float) and value != value:
-                    raise self.error("E0104", "this number is too long", e.span)
                 return self._scalar(e, "bool" if isinstance(value, bool) else "number")
             case ast.Ref():
                 return self._ref(e)
@@ -139,46 +137,10 @@ class Checker:
         Raises:
             Failed: it reads something else (reported).
         """
-        match e:
-            case ast.Ref(name=name, member=None, subscripts=None):
-                if not self.scope.is_constant(name.text):
-                    if (
-                        self.find(name.text) is not None
-                        or self.scope.find_index(name.text) is not None
-                    ):
-                        raise self.error(
-                            "E0301",
-                            f"'{name.text}' has no value when the model is compiled",
-                            e.span,
-                        )
-                    raise self._unknown(name)
-            case ast.Call(
-                name=ast.Name(text="size"), arguments=(ast.Ref(name=name, subscripts=None),)
-            ):
-                index = self.scope.index(name)
-                if index.kind != "plain":
-                    raise self.error(
-                        "E0411", f"how long '{name.text}' is, only a run knows", e.span
-                    )
-                self.scope.consts.indices.setdefault(name.text, index)
-            case ast.Call(subscripts=None, arguments=arguments):
-                for argument in arguments:
-                    self.compile_time(argument)
-            case ast.Choose(condition=condition, then=then, otherwise=otherwise):
-                for part in (condition, then, otherwise):
-                    self.compile_time(part)
-            case ast.Binary(left=left, right=right):
-                self.compile_time(left)
-                self.compile_time(right)
-            case ast.Unary(operand=operand):
-                self.compile_time(operand)
-            case ast.Group() if e.inner is not None:
-                self.compile_time(e.inner)
-            case ast.Literal():
-                pass
-            case _:
-                raise self.error("E0301", "this has no value when the model is compiled", e.span)
-        return self._scalar(e, "number")
+        values = {n: b.span for n, b in self.values.items()} | self.later
+        if not self.scope.readable(values, self.failed).check(e):
+            raise Failed
+        return self._scalar(e, "bool" if _is_truth(e) else "number")
 
     def _scalar(self, e: ast.Expr, kind: str) -> Scalar:
         return Scalar(e.span, (), kind, value=e, scope=self.scope.consts)
@@ -378,6 +340,7 @@ class Checker:
                 counts.setdefault(axis, []).append(number)
         bound = self.left | self.reduced
         over = tuple(a for a, at in counts.items() if len(at) > 1 and a not in bound)
+        self.not_along_time(over, e.span)
         for first, last in groups:
             for axis in over:
                 inside = [n for n in counts[axis] if first <= n < last]
@@ -393,6 +356,24 @@ class Checker:
         self._check_parameters(factors, over, e.span)
         free = tuple(a for a in counts if a not in over)
         return Contraction(e.span, free, factors=tuple(factors), over=over)
+
+    def not_along_time(self, over: tuple[Axis, ...], span: Span) -> None:
+        """Nothing is summed or chosen along time: how many tokens a step has differs between prefill
+        and decode.
+
+        Raises:
+            Failed: something is (reported).
+        """
+        for axis in over:
+            if isinstance(axis, Index) and axis.kind == "time":
+                raise self.error(
+                    "E0411",
+                    f"nothing sums along '{axis}': it runs over the tokens of one step, however many these are",
+                    span,
+                    hint=f"if '{axis}' is to be kept, it stands on the left\n"
+                    f"over all tokens so far: index s : history {axis}, then cached c[s,...] = ... "
+                    "and sum over s",
+                )
 
     def _check_parameters(self, factors: list[Factor], over: tuple[Axis, ...], span: Span) -> None:
         if over:
@@ -500,6 +481,20 @@ def _aliases(axes: tuple[Axis, ...]) -> frozenset[Axis]:
         if isinstance(axis, Index) and axis.alias is not None:
             out |= set(_loose(axis.alias))
     return frozenset(out)
+
+
+def _is_truth(e: ast.Expr) -> bool:
+    """Is a compile-time expression a truth value by its form?"""
+    match e:
+        case ast.Literal(value=bool()) | ast.Unary(op="not"):
+            return True
+        case ast.Binary(op=op):
+            return op in COMPARISONS or op in ("and", "or")
+        case ast.Choose(then=then):
+            return _is_truth(then)
+        case ast.Group() if e.inner is not None:
+            return _is_truth(e.inner)
+    return False
 
 
 def _is_product(e: ast.Expr) -> bool:

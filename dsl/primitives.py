@@ -140,6 +140,7 @@ def _reduce(checker: Checker, e: ast.Call) -> Expr:
     _number_of_arguments(checker, e, 1)
     arg = checker._want(_inside(checker, e.arguments[0], axes), "number")
     over = tuple(p for a in axes for p in _ranges_over(checker, arg, a, e.name.text))
+    checker.not_along_time(over, e.span)
     free = tuple(a for a in arg.free if a not in over)
     return Reduce(e.span, free, fn=e.name.text, over=over, arg=arg)
 
@@ -181,6 +182,9 @@ def _choice(checker: Checker, e: ast.Call) -> Expr:
     _number_of_arguments(checker, e, 1)
     arg = checker._want(_inside(checker, e.arguments[0], [axis]), "number")
     parts = _ranges_over(checker, arg, axis, name)
+    checker.not_along_time(parts, e.span)
+    if axis.kind == "history" and name != "softmax":
+        raise checker.error("E0410", f"'{name}' over a history is not built yet", e.span)
     keeps = tuple(axis if a == parts[0] else a for a in arg.free if a == parts[0] or a not in parts)
     if to is not None and to in arg.free:
         raise checker.error("E0409", f"'{to}' is an index of the argument already", e.span)

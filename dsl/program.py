@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsl import syntax as ast
+from dsl import typed
 from dsl.check import ProgramChecker
 from dsl.constants import Choices, ConstantError, Constants, check_requirements
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Span, near
@@ -33,12 +34,16 @@ class CheckedProgram:
     def name(self) -> str:
         return self.model[0].name.text if self.model else self.library.root.path.stem
 
-    def entries(self) -> list[ast.Def]:
-        """The model's defs that no other def of it calls: what users call."""
-        assert self.model is not None
-        defs = [m for m in flatten(self.model[0].members, lambda _: True) if isinstance(m, ast.Def)]
-        called = {n for d in defs for n in _called(d.body)}
-        return [d for d in defs if d.name.text not in called]
+    def entries(self, model: typed.Block) -> list[str]:
+        """The model's defs that users call: ``main``, and those that no other def of it calls."""
+        equations = [e for d in model.defs.values() for e in d.equations]
+        called = {
+            e.method
+            for equation in equations
+            for e in typed.walk(equation.value)
+            if isinstance(e, typed.CallBlock) and e.use is None
+        }
+        return [name for name in model.defs if name == "main" or name not in called]
 
 
 def open_program(
@@ -179,15 +184,6 @@ def calls(expr: ast.Expr) -> Iterator[tuple[str, Span]]:
         for subscript in expr.subscripts or ():
             for part in subscript.parts:
                 yield from calls(part)
-
-
-def _called(items: tuple[ast.Item, ...]) -> Iterator[str]:
-    for item in items:
-        if isinstance(item, ast.Equation):
-            yield from (name for name, _ in calls(item.value))
-        elif isinstance(item, ast.If):
-            yield from _called(item.then)
-            yield from _called(item.otherwise)
 
 
 # -- what stands around the blocks -----------------------------------------------------------------
@@ -351,7 +347,8 @@ def _model(
     chosen = next(iter(models.values()), None)
     if chosen is not None and not any(
         isinstance(m, ast.Def) and m.name.text == "main"
-        for m in flatten(chosen[0].members, lambda _: True)
+        for choice in (True, False)
+        for m in flatten(chosen[0].members, lambda _, choice=choice: choice)
     ):
         found.error(
             "E0507",

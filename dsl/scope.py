@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dsl import syntax as ast
+from dsl.compile_time import Readable
 from dsl.constants import NAMED, ConstantError, polynomial
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.extents import Extent
@@ -54,6 +55,7 @@ class Scope:
         self.owner = owner
         self.parent = parent
         self.indices: dict[str, Index] = {}
+        self.failed: set[str] = set()  # names whose declaration is wrong, which has been reported
         self.found: Diagnostics = parent.found if parent is not None else context.found
         if parent is None:
             functions = {n: d for n, (d, _) in unit.visible.items() if isinstance(d, ast.ConstFn)}
@@ -152,7 +154,7 @@ class Scope:
             self.found.error("E0401", "'->' belongs to top and argtop", subscript.span)
             raise Failed
         if len(subscript.parts) > 1:
-            return Sum(tuple(self.axis_of(p) for p in subscript.parts))
+            return Sum(self._alone(tuple(self.axis_of(p) for p in subscript.parts), subscript.span))
         return self.axis_of(subscript.parts[0])
 
     def axis_of(self, expr: ast.Expr) -> Axis:
@@ -160,7 +162,7 @@ class Scope:
             case ast.Ref(name=name, member=None, subscripts=None):
                 return self.index(name)
             case ast.Group(items=items) if len(items) > 1:
-                return Product(tuple(self.axis(i) for i in items))
+                return Product(self._alone(tuple(self.axis(i) for i in items), expr.span))
             case ast.Group(items=(only,)):
                 return self.axis(only)
         self.found.error(
@@ -170,6 +172,18 @@ class Scope:
             hint="declare one: index i : 8" if isinstance(expr, ast.Literal) else "",
         )
         raise Failed
+
+    def _alone(self, parts: tuple[Axis, ...], span: Span) -> tuple[Axis, ...]:
+        """The parts of a sum or product, none of which is time or history."""
+        for index in (i for part in parts for i in atoms(part)):
+            if index.kind != "plain":
+                self.found.error(
+                    "E0411",
+                    f"'{index.name}' is {index.kind}: it cannot be part of another index",
+                    span,
+                )
+                raise Failed
+        return parts
 
     def axes(self, subscripts: tuple[ast.Subscript, ...]) -> tuple[Axis, ...]:
         """The declared axes of a value; each index at most once."""
@@ -238,11 +252,38 @@ class Scope:
     def _extent_size(self, name: str, span: Span) -> Extent:
         return self.index(ast.Name(name, span)).extent
 
+    def readable(
+        self, values: Mapping[str, Span | None] | None = None, failed: Collection[str] = ()
+    ) -> Readable:
+        """What a compile-time expression may name here; ``values`` are known, but not yet then."""
+        indices = {n: index.span for n in self.known_indices() if (index := self.find_index(n))}
+        return Readable(
+            self.found,
+            {*self.consts.local, *self.consts.settings, *self.context.constants},
+            self.consts.functions,
+            lambda name: name in failed or self.is_broken(name),
+            self._has_size,
+            values=indices | dict(values or {}),
+        )
+
+    def _has_size(self, name: ast.Name) -> bool:
+        try:
+            index = self.index(name)
+        except Failed:
+            return False
+        if index.kind != "plain":
+            self.found.error("E0411", f"how long '{name.text}' is, only a run knows", name.span)
+            return False
+        self.consts.indices.setdefault(name.text, index)
+        return True
+
     # -- blocks and functions --------------------------------------------------------------------
 
     def is_broken(self, name: str) -> bool:
-        """Was ``name`` declared where the file does not parse, or in a file that is missing?"""
-        return name in self.unit.broken or "*" in self.unit.broken
+        """Is the declaration of ``name`` wrong: reported, unreadable, or in a file that is missing?"""
+        if name in self.failed or name in self.unit.broken or "*" in self.unit.broken:
+            return True
+        return self.parent is not None and self.parent.is_broken(name)
 
 
 class Context:

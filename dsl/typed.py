@@ -8,8 +8,8 @@ declaration: extents that happen to agree prove nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from dsl import syntax as ast
@@ -257,6 +257,19 @@ class Chain(Expr):
     use: str
     index: Index
     args: tuple[Expr, ...]
+
+
+def walk(e: Expr) -> Iterator[Expr]:
+    """An expression and every one inside it, those in subscripts included."""
+    stack: list[object] = [e]
+    while stack:
+        at = stack.pop()
+        if isinstance(at, Expr):
+            yield at
+        if isinstance(at, (Expr, Factor, Part, Split, Pick)):
+            stack += [getattr(at, f.name) for f in fields(at)]
+        elif isinstance(at, tuple):
+            stack += at
 
 
 # -- blocks ----------------------------------------------------------------------------------------

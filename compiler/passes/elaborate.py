@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from compiler.ir import Child, Dim, Entry, EntryInput, Graph, Module, Parameter, Program, Type
-from compiler.passes import wanted
+from compiler.passes import caches, wanted
 from compiler.passes.build import Lifting, dim_of
 from compiler.passes.lower import BodyLowering
 from dsl import typed
 from dsl.instances import Instance, Instances, fail
 from dsl.program import CheckedProgram
+from dsl.scope import atoms
 
 
 def run(program: CheckedProgram) -> Program:
@@ -26,7 +27,9 @@ def run(program: CheckedProgram) -> Program:
         DiagnosticError: a constant has no value, an extent is not a whole number of at least one,
             or the file holds no model or several.
     """
-    return wanted.run(Elaborator(program).run())
+    elaborated = Elaborator(program).run()
+    caches.check(elaborated)
+    return wanted.run(elaborated)
 
 
 class Elaborator:
@@ -50,10 +53,12 @@ class Elaborator:
         decl, unit = self.source.model
         root = self.instances.root(decl, unit)
         entries = {}
-        for entry in self.source.entries():
-            name = entry.name.text
+        for name in self.source.entries(root.block):
             formals = root.block.defs[name].formals
             inputs = tuple(EntryInput(f.name, f.shift_of, f.shift) for f in formals)
+            if not any(i.kind == "time" for f in formals for a in f.axes for i in atoms(a)):
+                where = root.block.defs[name].span
+                raise fail("E0507", f"no input of the entry point '{name}' runs over time", where)
             body, _ = self.body(root, name, Lifting(tuple(() for _ in formals)))
             entries[name] = Entry(name, body, inputs)
         self.instances.walk(decl, unit)

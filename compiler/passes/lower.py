@@ -336,7 +336,11 @@ class BodyLowering:
         match e:
             case typed.Scalar():
                 name = e.value.name.text if isinstance(e.value, ast.Ref) else ""
-                return self.constant(self.number(e.value, e.scope), e.span, name)
+                value = self.number(e.value, e.scope)
+                if value is None or isinstance(value, str):
+                    shown = "null" if value is None else f'"{value}"'
+                    raise fail("E0303", f"this is {shown}, not a number", e.span)
+                return self.constant(value, e.span, name)
             case typed.Value():
                 return self._value(e)
             case typed.Iota(index=index):
