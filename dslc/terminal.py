@@ -56,19 +56,39 @@ def steps(what: str) -> Iterator[Callable[[str], None]]:
         sys.stderr.flush()
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """A table on standard output; the first ``left`` columns are words, the others numbers."""
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, spare: int | None = None
+) -> None:
+    """A table on standard output.
+
+    Args:
+        left: how many columns are words; the others are numbers, which are never cut off.
+        spare: the column that is left out where the terminal is too narrow for all.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, heading in enumerate(headings):
-        shown.add_column(heading, justify="left" if number < left else "right", no_wrap=True)
+    # In a pipe nothing is cut off: rich would take 80 columns.
+    console = Console(
+        width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False, emoji=False
+    )
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    if spare is not None and sum(widths) + 2 * len(widths) > console.width:
+        headings = [*headings[:spare], *headings[spare + 1 :]]
+        rows = [[*row[:spare], *row[spare + 1 :]] for row in rows]
+        widths.pop(spare)
+        left -= 1
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    for number, (heading, width) in enumerate(zip(headings, widths, strict=True)):
+        if number < left:
+            shown.add_column(heading, no_wrap=True)
+        else:
+            shown.add_column(heading, justify="right", no_wrap=True, min_width=width)
     for row in rows:
         shown.add_row(*row)
-    # In a pipe nothing is cut off: rich would take 80 columns.
-    Console(width=None if sys.stdout.isatty() else 1000, highlight=False, markup=False).print(shown)
+    console.print()
+    console.print(shown)
 
 
 def large(count: float, units: str = " kMBT") -> str:

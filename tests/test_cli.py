@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import dslc
-from dslc import cli
+from dslc import cli, terminal
 from dslc.commands import models as models_command
 from dslc.commands import run as run_command
 from pytorch.small import SIZES, compiled, model, prompts, weights, write
@@ -145,7 +146,7 @@ def test_inspect_json_has_the_published_numbers(run):
 
 def test_inspect_for_people(run):
     result = run("inspect", "dsv3", "--dims", "small", "--sequence", 128)
-    assert "cache per token, BF16" in result.out and "layers[1..4].mlp.expert[0..16]" in result.out
+    assert "cache per token, BF16" in result.out and "      expert[0..16] " in result.out
     assert "…" not in result.out  # nothing is cut off in a pipe
 
 
@@ -362,3 +363,35 @@ def test_interrupted_before_it_ends_quietly(run, monkeypatch):
     monkeypatch.setattr(run_command, "run", interrupted)
     result = run("run", compiled(), "--tokens", "1,2,3")
     assert result.status == cli.INTERRUPTED and not result.err.strip()
+
+
+def test_on_a_terminal_progress_is_shown_and_taken_away():
+    """Under a pseudo-terminal: passes while compiling, a bar while loading, tokens as they come."""
+    screen, end = pty.openpty()
+    command = [sys.executable, "-m", "dslc", "run", compiled(), "--tokens", "1,2,3"]
+    process = subprocess.Popen(
+        [*map(str, command), "--max-new-tokens", "4"], cwd=ROOT, stdout=end, stderr=end
+    )
+    os.close(end)
+    seen = b""
+    while True:
+        try:
+            part = os.read(screen, 4096)
+        except OSError:  # how Linux says that nobody writes any more
+            break
+        if not part:
+            break
+        seen += part
+    os.close(screen)
+    assert process.wait(timeout=60) == 0
+    assert b"loading" in seen and seen.rindex(b"loading") < seen.index(b"1,2,3,")
+    assert b"Traceback" not in seen
+
+
+def test_steps_are_written_over_each_other(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with terminal.steps("toy") as show:
+        show("elaborate")
+        show("order")
+    _, err = capsys.readouterr()
+    assert err == "\rtoy: elaborate\rtoy: order    \r              \r"

@@ -40,17 +40,17 @@ def fill(
 
     Args:
         destination: gives the memory of a tensor, of its shape, in the dtype it is to have.
-        progress: called with the number of values drawn, and in all.
+        progress: called with bytes filled, and in all.
     """
     tensors = [t for pattern in patterns for t in pattern.tensors() if t.elements]
-    total = sum(tensor.elements for tensor in tensors)
     done = 0
     # Drawing releases the interpreter's lock; values do not depend on which thread draws them.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         memory = [destination(tensor) for tensor in tensors]
+        total = sum(into.nbytes for into in memory)
         filled = pool.map(_fill_one, tensors, memory, [seed] * len(tensors))
-        for tensor, _ in zip(tensors, filled, strict=True):
-            done += tensor.elements
+        for into, _ in zip(memory, filled, strict=True):
+            done += into.nbytes
             if progress:
                 progress(done, total)
 

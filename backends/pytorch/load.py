@@ -91,7 +91,7 @@ def load(
         if note:
             note(sentence)
         else:
-            warnings.warn(sentence, stacklevel=2)
+            warnings.warn(sentence, stacklevel=3)  # of dslc.load
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
     return Model(module, manifest, memory.names, unavailable, notes, source)
 

@@ -28,7 +28,7 @@ class IncompatibleKeys(NamedTuple):
 
 class Model(nn.Module):
     """What ``load`` returns. Beside ``forward`` there is one method per entry of the source, called
-    like ``forward``: ``model.mtp(tokens, lengths)``.
+    like ``forward``: ``model.draft(tokens, lengths)``.
 
     Attributes:
         manifest: what was compiled.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 
 from compiler.report import Report
 from dslc.commands.options import add_json, add_source, compiled
@@ -70,15 +71,22 @@ def _print(report: Report) -> None:
         ("path", "block", "source", "count", "parameters", "activated", "FLOPs"),
         [
             (
-                row.path or report.model,
+                _indented(row.path, report.model),
                 row.block,
                 row.span,
                 f"{row.count:,}",
                 large(row.parameters),
                 large(row.activated),
-                flops(row.flops),
+                flops(row.flops).removesuffix("FLOP").rstrip(),
             )
             for row in report.blocks
         ],
         left=3,
+        spare=2,
     )
+
+
+def _indented(path: str, model: str) -> str:
+    """``layers[3..61].mlp.shared`` is "shared" below "mlp" below "layers[3..61]"."""
+    parts = re.split(r"(?<!\.)\.(?!\.)", path)  # the dots of a range are no separators
+    return f"{'  ' * len(parts)}{parts[-1]}" if path else model

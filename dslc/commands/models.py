@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
             for row in found
         ],
         left=3,
+        spare=2,
     )
     return 0
 
