@@ -20,14 +20,13 @@ def call_fn(lower: BodyLowering, e: typed.CallFn) -> str:
     """The function's equations, with its indices standing for the caller's."""
     from compiler.passes.lower import Frame
 
-    target: tuple[ast.Fn, Unit] = e.target  # type: ignore[assignment]
+    target: tuple[ast.Fn, Unit] = e.target
     fn = lower.elaborator.instances.fn(*target)
     nodes = [lower.expr(a) for a in e.args]
     dims = {formal: lower.dim(axis) for formal, axis in e.bind}
-    floats = [lower.type(n).dtype for n in nodes if lower.type(n).dtype in ("act", "f32")]
-    strong = [d for d, n in zip(floats, nodes, strict=False) if lower.builder[n].op != "constant"]
+    strong = {lower.type(n).dtype for n in nodes if lower.builder[n].op != "constant"}
     natural = "f32" if "f32" in strong else "act"
-    frame = Frame(f"fn {fn.name}", fn.scope, dims, {}, natural, inlined=True)  # type: ignore[arg-type]
+    frame = Frame(f"fn {fn.name}", fn.scope, dims, {}, natural, inlined=True)
     for formal, node in zip(fn.definition.formals, nodes, strict=True):
         frame.values[formal.name] = node
     before, lower.frame = lower.frame, frame
@@ -145,7 +144,7 @@ def _apply(lower: BodyLowering, e: typed.CallBlock) -> str:
 
 
 def _bind(lower: BodyLowering, use: typed.Use) -> dict[typed.Index, typed.Axis]:
-    target: tuple[ast.Block, Unit] = use.target  # type: ignore[assignment]
+    target: tuple[ast.Block, Unit] = use.target
     return dict(zip(lower.elaborator.source.checker.formals(target[0]), use.bind, strict=True))
 
 
