@@ -60,7 +60,14 @@ def run(capsys, monkeypatch, tmp_path):
 
 
 def test_misuse_ends_with_status_2(run):
-    for wrong in ([], ["bake"], ["check"], ["run", "x"], ["compile", "dsv3", "--set", "layers"]):
+    for wrong in (
+        [],
+        ["bake"],
+        ["check"],
+        ["run", "x"],
+        ["compile", "dsv3", "--set", "layers"],
+        ["inspect", "dsv3", "--sequence", "0"],
+    ):
         result = run(*wrong)
         assert result.status == 2 and result.err.startswith("usage: dslc") and not result.out
 

@@ -7,7 +7,7 @@ import json
 import re
 
 from compiler.report import Report
-from dslc.commands.options import add_json, add_source, compiled
+from dslc.commands.options import add_json, add_source, compiled, positive
 from dslc.terminal import flops, large, steps, table
 
 
@@ -16,7 +16,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sequence",
         metavar="N",
-        type=int,
+        type=positive,
         default=4096,
         help="tokens of the sequence that FLOPs are counted for (%(default)s)",
     )

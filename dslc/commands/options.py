@@ -45,6 +45,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
 def setting(text: str) -> tuple[str, Constant]:
     """``NAME=VALUE``: a number, true, false, null or a text."""
     name, equals, value = text.partition("=")
