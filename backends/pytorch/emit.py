@@ -43,9 +43,12 @@ class Emitter:
     def __init__(self, program: Program):
         self.program = program
         self.scope = Scope(*IMPORTED)
+        # Classes have the blocks' own names, whatever constants are called.
+        self._names = {
+            b: self.scope.take(b) for b in {m.block: 0 for m in program.modules.values()}
+        }
         self.constants = Constants(dict(program.constants), self.scope)
         self.reserved = [*IMPORTED, "next", "range", *self.constants.reserved]
-        self._root = self.scope.take(program.modules[program.root].block)
         self._writers: dict[str, ClassWriter] = {}
         self._made: dict[str, tuple[str, list[Argument]]] = {}  # by module: class, arguments
         self._texts: dict[tuple[str, str], str] = {}  # (block, text): class
@@ -73,9 +76,10 @@ class Emitter:
             writer.text("_")  # children's arguments may name further dims of this class
             text = "\n".join(code(writer.text("_")))
             if (block, text) not in self._texts:
-                root = module == self.program.root
-                name = self._root if root else self.scope.take(block)
+                first = all(block != other for other, _ in self._texts)
+                name = self._names[block] if first else self.scope.take(block)
                 self._texts[block, text] = name
+                root = module == self.program.root
                 self._classes.append(writer.text(name, defaults=root))
             self._made[module] = (self._texts[block, text], writer.arguments())
         return self._made[module]

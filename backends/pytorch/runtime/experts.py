@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 Block = Callable[..., Tensor]
 
+STRETCH = 512  # tokens whose blocks' results are summed at once
+
 
 def apply(
     blocks: nn.ModuleList,
@@ -34,12 +36,8 @@ def apply(
     Returns:
         ``[*rows, ...]``.
     """
-    order, results = [], []
-    for block, mine in _groups(blocks, pick, start, method):
-        order.append(mine)
-        results.append(block(*_taken(args, pick.shape, mine, whole)))
-    back = torch.cat(order).argsort()
-    return torch.cat(results).index_select(0, back).unflatten(0, pick.shape)
+    results, back = _run(blocks, pick, args, start, method, whole)
+    return results.index_select(0, back).unflatten(0, pick.shape)
 
 
 def experts(
@@ -61,20 +59,33 @@ def experts(
     Returns:
         ``[*rows, ...]``, summed in f32; f32 if the gate is, else the blocks' dtype.
     """
-    total: Tensor | None = None
-    picks = pick.shape[-1]
-    dtype = gate.dtype
-    for block, mine in _groups(blocks, pick, start, method):
-        result = block(*_taken(args, pick.shape, mine, whole))
-        weight = _rows(gate, pick.shape, mine).float()
-        weighted = weight.reshape(-1, *[1] * (result.ndim - 1)) * result
-        if total is None:
-            rows = pick.numel() // picks if picks else 0
-            total = torch.zeros(rows, *result.shape[1:], dtype=torch.float32, device=result.device)
-            dtype = torch.promote_types(gate.dtype, result.dtype)
-        total.index_add_(0, mine // picks, weighted)
-    assert total is not None
+    results, back = _run(blocks, pick, args, start, method, whole)
+    picks, tokens = pick.shape[-1], pick.shape[:-1].numel()
+    weights = gate.expand(pick.shape).reshape(tokens, picks).float()
+    sums = []
+    for begin in range(0, max(tokens, 1), STRETCH):  # the rows in f32 are large: some at a time
+        places = back[begin * picks : (begin + STRETCH) * picks]
+        rows = results.index_select(0, places).unflatten(0, (-1, picks)).float()
+        sums.append(torch.einsum("tk,tk...->t...", weights[begin : begin + STRETCH], rows))
+    total = sums[0] if len(sums) == 1 else torch.cat(sums)
+    dtype = torch.promote_types(gate.dtype, results.dtype)
     return total.unflatten(0, pick.shape[:-1]).to(dtype)
+
+
+def _run(
+    blocks: nn.ModuleList,
+    pick: Tensor,
+    args: Sequence[Tensor],
+    start: int,
+    method: str,
+    whole: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """What the blocks give, ordered by block, and (int64) the place of each row of ``pick``."""
+    order, results = [], []
+    for block, mine in _groups(blocks, pick, start, method):
+        order.append(mine)
+        results.append(block(*_taken(args, pick.shape, mine, whole)))
+    return torch.cat(results), torch.cat(order).argsort()
 
 
 def _groups(
