@@ -77,11 +77,12 @@ def _one(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) -
 def _index(checker: Checker, axis: Axis, index: Index, span: Span, declared: Span | None) -> Sub:
     if axis is index:
         return Take(index)
-    if isinstance(axis, Sum):
-        for part in axis.parts:
+    whole = axis.alias if isinstance(axis, Index) and isinstance(axis.alias, Sum) else axis
+    if isinstance(whole, Sum):
+        for part in whole.parts:
             if part is index:
                 return Part(part, Take(index))
-        for part in axis.parts:
+        for part in whole.parts:
             if isinstance(part, (Sum, Product)) and index in atoms(part):
                 return Part(part, _index(checker, part, index, span, declared))
     if index.alias is not None and index.alias == axis:

@@ -28,7 +28,11 @@ def subscripted(lower: BodyLowering, node: str, e: typed.Value) -> str:
             aside = Dim(f"{dim.name}~", dim.size, dim.kind, dim.form, dim.parts, dim.start)
             node = lower.view("rename", node, [dim.name], [aside], e.span, dim=dim.name, to=aside)
             held[position] = aside
-    for dim, sub in zip(held, e.subscripts, strict=True):
+    for axis, dim, sub in zip(e.axes, held, e.subscripts, strict=True):
+        if isinstance(sub, typed.Part) and isinstance(axis, typed.Index) and axis.alias is not None:
+            whole = _held(lower, e, axis.alias)  # an index that stands for a sum
+            node = lower.view("rename", node, [dim.name], [whole], e.span, dim=dim.name, to=whole)
+            dim = whole
         node = _apply(lower, node, dim, sub, e)
     return node
 
