@@ -50,18 +50,15 @@ def attention(
     scored = [(*_subscripts(equation), query, key) for equation, query, key in terms]
     # The scale goes to the queries, which are fewer than the scores.
     queries = [step.pad(q, left.index("t") - 1).float() * scale for _, left, _, q, _ in scored]
-    keys = [key.float() for *_, key in scored]
-    scores = scored[0][0]
-    summed, _, held = _subscripts(value[0])
-    values = value[1].float()
+    # A value may be a key as well: it is widened once.
+    wide = {id(x): x.float() for x in (*(key for *_, key in scored), value[1])}
+    keys, values = [wide[id(key)] for *_, key in scored], wide[id(value[1])]
+    summed, scores, held = _subscripts(value[0])
     axis = summed.split("->")[1].index("t")
     sizes: dict[str, int] = {}
     for (_, left, right, *_), query, key in zip(scored, queries, keys, strict=True):
-        sizes |= {
-            **dict(zip(left, query.shape, strict=True)),
-            **dict(zip(right, key.shape, strict=True)),
-        }
-    per_query = prod(sizes[letter] for letter in scores.split("->")[1] if letter != "t")
+        sizes |= zip(left + right, (*query.shape, *key.shape), strict=True)
+    per_query = prod(sizes[letter] for letter in scores if letter != "t")
     out = []
     for begin, end in _stretches(step.time, per_query):
         sight = _Sight(step, visible, mask, begin, end)
@@ -100,49 +97,39 @@ class _Sight:
     def __init__(
         self, step: Step, visible: Visible | None, mask: Tensor | None, begin: int, end: int
     ):
-        low, high = 0, step.history
-        least, beyond = visible or (None, None)
-        if visible is not None and step.in_order and end > begin:
-            # Positions are places in the history, so what no query of the stretch sees is left out.
-            high = min(high, max(step.starts) + end - visible[0])
-            if beyond is not None:
-                low = max(low, min(step.starts) + begin - beyond + 1)
-        self.low, self.high = low, max(low, high)
-        # Every token sees itself, unless the predicate says otherwise.
-        self.may_see_nothing = mask is not None or (
-            visible is not None and (visible[0] > 0 or (beyond is not None and beyond <= 0))
+        self.low, self.high = 0, step.history
+        self.may_see_nothing = mask is not None
+        if visible is not None:
+            least, beyond = visible
+            # Every token sees itself, unless the predicate says otherwise.
+            self.may_see_nothing |= least > 0 or (beyond is not None and beyond <= 0)
+            if step.in_order and end > begin:
+                # Positions are places in the history: what no query sees is left out.
+                if beyond is not None:
+                    self.low = max(0, min(step.starts) + begin - beyond + 1)
+                self.high = max(self.low, min(self.high, max(step.starts) + end - least))
+        seen = step.remembered(
+            ("visible", visible, begin, end), lambda: self._visible(step, visible, begin, end)
         )
-        self.mask = self._mask(step, least, beyond, mask, begin, end)
-
-    def _mask(
-        self,
-        step: Step,
-        least: int | None,
-        beyond: int | None,
-        mask: Tensor | None,
-        begin: int,
-        end: int,
-    ) -> Tensor | None:
-        """bool ``[batch, time, history]`` of the stretch; None where everything is visible."""
-        seen: list[Tensor] = []
-        history = slice(self.low, self.high)
-        if step.history_valid is not None:
-            seen.append(step.history_valid[:, None, history])
         if mask is not None:
-            seen.append(mask[:, begin:end, history])
-        alone = step.in_order and step.time == 1 and len(set(step.starts)) <= 1
-        if least is not None and not (alone and least <= 0):  # one token at the end sees all
-            position = step.pad(step.position)[:, begin:end, None]
-            gap = position - step.history_position[:, None, history]
-            seen.append(gap >= least)
-            if beyond is not None:
-                seen.append(gap < beyond)
-        if not seen:
-            return None
-        result = seen[0]
-        for other in seen[1:]:
-            result = result & other
-        return result
+            given = mask[:, begin:end, self.low : self.high]
+            seen = given if seen is None else seen & given
+        self.mask = seen
+
+    def _visible(self, step: Step, visible: Visible | None, begin: int, end: int) -> Tensor | None:
+        """bool ``[batch, time, history]`` of the stretch; None where everything is visible."""
+        history = slice(self.low, self.high)
+        seen = None if step.history_valid is None else step.history_valid[:, None, history]
+        at_the_end = step.in_order and step.time == 1 and len(set(step.starts)) <= 1
+        if visible is None or (at_the_end and visible[0] <= 0):
+            return seen  # the newest token alone: what is out of its window is not in the range
+        least, beyond = visible
+        position = step.pad(step.position)[:, begin:end, None].int()
+        gap = position - step.history_position[:, None, history].int()
+        within = gap >= least
+        if beyond is not None:
+            within = within & (gap < beyond)
+        return within if seen is None else within & seen
 
     def near(self, x: Tensor, axis: int) -> Tensor:
         """The range of the history that is seen, of a tensor with the history at ``axis``."""

@@ -9,13 +9,17 @@ sequences (parameters, tables). ``pad`` and ``pack`` go between the first two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from backends.pytorch.runtime.cache import Cache
+
+T = TypeVar("T")
+MOST_REMEMBERED = 1 << 24  # pairs of a token and a position of its history
 
 
 class Step:
@@ -74,6 +78,7 @@ class Step:
         self.history = max(self.lengths, default=0)
         self.in_order = position is None  # positions are places in the history
         self._position = position
+        self._remembered: dict[object, object] = {}
         if last_only and rows is None:
             ends = torch.tensor(self.counts, dtype=torch.int64).cumsum(0) - 1
             rows = ends[torch.tensor(self.counts, dtype=torch.int64) > 0].to(self.device)
@@ -208,6 +213,17 @@ class Step:
     def time_mean(self, x: Tensor, axis: int) -> Tensor:
         """The mean over each sequence's own tokens of this step; 0 for one that has none."""
         return _mean(self.within_time(x, axis), self.counts, axis)
+
+    def remembered(self, key: object, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made once for all layers of the step.
+
+        Only of steps that are short enough for what is kept to be small.
+        """
+        if self.batch * self.time * self.history > MOST_REMEMBERED:
+            return make()
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return cast(T, self._remembered[key])
 
     # -- what came before ------------------------------------------------------------------------
 
