@@ -92,12 +92,12 @@ def unpacked(rows: Tensor, step: Step, time: int, last_only: bool) -> Tensor:
         padded = rows.new_zeros(step.batch, 1, *rows.shape[1:])
         padded[there.to(rows.device), 0] = rows
         return padded
-    if step.total == 0:
-        return rows.new_zeros(step.batch, time, *rows.shape[1:])
-    padded = step.pad(rows)
-    if step.time < time:
-        rest = padded.new_zeros(step.batch, time - step.time, *padded.shape[2:])
-        padded = torch.cat([padded, rest], 1)
+    if step.even and step.time == time:
+        return rows.unflatten(0, (step.batch, time))
+    # Zeros, not ``step.pad``, which may fill up with whatever is cheapest to run on.
+    there = torch.arange(time) < torch.tensor(step.counts)[:, None]
+    padded = rows.new_zeros(step.batch, time, *rows.shape[1:])
+    padded[there.to(rows.device)] = rows
     return padded
 
 
