@@ -19,7 +19,7 @@ from dsl.extents import Extent, ExtentError
 
 Constant = int | float | bool | str | None
 LARGEST = 2**62  # a larger whole number is a slip, and powers of powers must not hang
-MISSING = object()
+MOST_CALLS = 1000  # of const functions, for one value
 
 FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "log": (1, math.log),
@@ -37,11 +37,15 @@ NAMED = {"pi": math.pi}
 
 
 class ConstantError(Exception):
-    """A constant expression has no value; carries what the diagnostic says."""
+    """A constant expression has no value; carries what the diagnostic says.
 
-    def __init__(self, code: str, message: str, span: Span, hint: str = ""):
+    ``waits``: it would have one if a checkpoint's config.json were given.
+    """
+
+    def __init__(self, code: str, message: str, span: Span, hint: str = "", waits: bool = False):
         super().__init__(message)
         self.code, self.message, self.span, self.hint = code, message, span, hint
+        self.waits = waits
 
     def report(self, found: Diagnostics) -> None:
         found.error(self.code, self.message, self.span, hint=self.hint)
@@ -52,91 +56,80 @@ SizeOf = Callable[[str, Span], Constant]
 
 
 def evaluate(
-    expr: ast.Expr,
-    lookup: Lookup,
-    size: SizeOf,
-    functions: Mapping[str, ast.ConstFn] = {},
-    level: int = 0,
+    expr: ast.Expr, lookup: Lookup, size: SizeOf, functions: Mapping[str, ast.ConstFn] = {}
 ) -> Constant:
     """The value of a constant expression.
 
     Raises:
         ConstantError: unknown names, arithmetic that has no result, values of the wrong kind.
     """
-
-    def go(e: ast.Expr) -> Constant:
-        return evaluate(e, lookup, size, functions, level)
-
-    match expr:
-        case ast.Literal(value=value):
-            return value
-        case ast.Ref(name=name, member=None, subscripts=None):
-            return lookup(name.text, name.span)
-        case ast.Group() if expr.inner is not None:
-            return go(expr.inner)
-        case ast.Choose(condition=condition, then=then, otherwise=otherwise):
-            return go(then) if go(condition) else go(otherwise)
-        case ast.Unary(op="not", operand=operand):
-            return not go(operand)
-        case ast.Unary(operand=operand):
-            return -_number(go(operand), operand.span)
-        case ast.Binary(op="and", left=left, right=right):
-            return bool(go(left)) and bool(go(right))
-        case ast.Binary(op="or", left=left, right=right):
-            return bool(go(left)) or bool(go(right))
-        case ast.Binary(op=op, left=left, right=right):
-            return _binary(op, go(left), go(right), left.span, right.span, expr.span)
-        case ast.Call(name=name, member=None, subscripts=None, arguments=arguments):
-            if name.text == "size" and len(arguments) == 1:
-                match arguments[0]:
-                    case ast.Ref(name=index, member=None, subscripts=None):
-                        return size(index.text, index.span)
-                raise ConstantError("E0301", "size() takes the name of an index", expr.span)
-            if name.text in functions:
-                return _call(
-                    functions[name.text],
-                    [go(a) for a in arguments],
-                    expr,
-                    lookup,
-                    size,
-                    functions,
-                    level,
-                )
-            if name.text in FUNCTIONS:
-                arity, fn = FUNCTIONS[name.text]
-                if len(arguments) != arity:
-                    raise ConstantError(
-                        "E0301", f"{name.text} takes {arity} argument{'s' * (arity > 1)}", expr.span
-                    )
-                return _arithmetic(fn, [_number(go(a), a.span) for a in arguments], expr.span)
-            raise ConstantError(
-                "E0207",
-                f"no function of constants is called '{name.text}'",
-                name.span,
-                near(name.text, [*functions, *FUNCTIONS, "size"]),
-            )
-    raise ConstantError("E0301", "this has no value when the model is compiled", expr.span)
+    try:
+        return _Evaluation(lookup, size, functions).value(expr)
+    except RecursionError:
+        raise ConstantError("E0103", "this is nested too deeply", expr.span) from None
 
 
-def _call(
-    fn: ast.ConstFn,
-    values: list[Constant],
-    call: ast.Call,
-    lookup: Lookup,
-    size: SizeOf,
-    functions: Mapping[str, ast.ConstFn],
-    level: int,
-) -> Constant:
-    if len(values) != len(fn.formals):
-        raise ConstantError("E0301", f"{fn.name.text} takes {len(fn.formals)} arguments", call.span)
-    if level > 20:
-        raise ConstantError("E0302", f"'{fn.name.text}' calls itself without end", call.span)
-    own = {f.text: v for f, v in zip(fn.formals, values, strict=True)}
+@dataclass
+class _Evaluation:
+    lookup: Lookup
+    size: SizeOf
+    functions: Mapping[str, ast.ConstFn]
+    outer: _Evaluation | None = None  # of the const function's caller
+    calls: int = 0
 
-    def look(name: str, span: Span) -> Constant:
-        return own[name] if name in own else lookup(name, span)
+    def value(self, expr: ast.Expr) -> Constant:
+        go = self.value
+        match expr:
+            case ast.Literal(value=value):
+                return value
+            case ast.Ref(name=name, member=None, subscripts=None):
+                return self.lookup(name.text, name.span)
+            case ast.Group() if expr.inner is not None:
+                return go(expr.inner)
+            case ast.Choose(condition=condition, then=then, otherwise=otherwise):
+                return go(then) if go(condition) else go(otherwise)
+            case ast.Unary(op="not", operand=operand):
+                return not go(operand)
+            case ast.Unary(operand=operand):
+                return -_number(go(operand), operand.span)
+            case ast.Binary(op="and", left=left, right=right):
+                return bool(go(left)) and bool(go(right))
+            case ast.Binary(op="or", left=left, right=right):
+                return bool(go(left)) or bool(go(right))
+            case ast.Binary(op=op, left=left, right=right):
+                return _binary(op, go(left), go(right), left.span, right.span, expr.span)
+            case ast.Call(name=name, member=None, subscripts=None, arguments=arguments):
+                return self._call(expr, name, arguments)
+        raise ConstantError("E0301", "this has no value when the model is compiled", expr.span)
 
-    return evaluate(fn.value, look, size, functions, level + 1)
+    def _call(self, e: ast.Expr, name: ast.Name, arguments: tuple[ast.Expr, ...]) -> Constant:
+        match name.text, arguments:
+            case "size", (ast.Ref(name=index, member=None, subscripts=None),):
+                return self.size(index.text, index.span)
+        values = [self.value(a) for a in arguments]
+        if name.text in self.functions:
+            return self._function(self.functions[name.text], values, e.span)
+        arity, fn = FUNCTIONS.get(name.text, (-1, None))
+        if fn is None or len(values) != arity:  # reported where the file is checked
+            raise ConstantError("E0501", f"'{name.text}' cannot be called like this", e.span)
+        numbers = [_number(v, a.span) for v, a in zip(values, arguments, strict=True)]
+        return _arithmetic(fn, numbers, e.span)
+
+    def _function(self, fn: ast.ConstFn, values: list[Constant], span: Span) -> Constant:
+        if len(values) != len(fn.formals):
+            raise ConstantError("E0501", f"'{fn.name.text}' cannot be called like this", span)
+        outermost = self
+        while outermost.outer is not None:
+            outermost = outermost.outer
+        outermost.calls += 1
+        if outermost.calls > MOST_CALLS:
+            raise ConstantError("E0302", f"'{fn.name.text}' calls itself without end", fn.name.span)
+        own = {f.text: v for f, v in zip(fn.formals, values, strict=True)}
+
+        def look(name: str, span: Span) -> Constant:
+            return own[name] if name in own else self.lookup(name, span)
+
+        return _Evaluation(look, self.size, self.functions, self).value(fn.value)
 
 
 def _number(value: Constant, span: Span) -> int | float:
@@ -194,12 +187,21 @@ def polynomial(
         ConstantError: anything else stands in it.
     """
 
+    try:
+        return _polynomial(expr, name, size)
+    except RecursionError:
+        raise ConstantError("E0103", "this is nested too deeply", expr.span) from None
+
+
+def _polynomial(
+    expr: ast.Expr, name: Callable[[str, Span], Extent], size: Callable[[str, Span], Extent]
+) -> Extent:
     def go(e: ast.Expr) -> Extent:
-        return polynomial(e, name, size)
+        return _polynomial(e, name, size)
 
     try:
         match expr:
-            case ast.Literal(value=int(value)) if not isinstance(expr.value, bool):
+            case ast.Literal(value=int(value)) if not isinstance(value, bool):
                 return Extent.of(value)
             case ast.Ref(name=ref, member=None, subscripts=None):
                 return name(ref.text, ref.span)
@@ -314,9 +316,13 @@ class Constants:
             )
         if name not in self._values:
             if name in self._open:
-                circle = " -> ".join([*self._open[self._open.index(name) :], name])
+                circle = self._open[self._open.index(name) :]
+                first = min(circle, key=list(self.declared).index)  # told alike from all of them
+                turned = [*circle[circle.index(first) :], *circle[: circle.index(first)], first]
                 raise ConstantError(
-                    "E0302", f"'{name}' depends on itself: {circle}", self.declared[name].span
+                    "E0302",
+                    f"'{first}' depends on itself: {' -> '.join(turned)}",
+                    self.declared[first].span,
                 )
             self._open.append(name)
             try:
@@ -356,6 +362,7 @@ class Constants:
             f"'{name}' has no value",
             decl.span,
             f"give it with --set {name}=..., a preset, or a checkpoint whose config.json has {decl.keys[0]}",
+            waits=True,
         )
 
     def _evaluate(self, expr: ast.Expr) -> Constant:

@@ -6,18 +6,21 @@ out the typed form of each block under the conditions that the constants decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dsl import syntax as ast
 from dsl import typed
 from dsl.check import ProgramChecker
-from dsl.constants import Choices, ConstantError, Constants, check_requirements
-from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Span, near
+from dsl.checkpoint_names import check_names
+from dsl.constants import Choices, Constants, check_requirements
+from dsl.declarations import check_declarations, check_presets, check_values, const_functions
+from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, near
 from dsl.files import Library, Unit, load, locate
 from dsl.instances import Instances
+from dsl.recursion import all_items, check_recursion
 from dsl.scope import Failed
-from dsl.variants import flatten, variants
+from dsl.variants import variants
 
 
 @dataclass
@@ -76,7 +79,7 @@ def check_program(
 ) -> CheckedProgram | None:
     library = load(locate(file), found)
     checker = ProgramChecker(library, found)
-    _check_recursion(library, found)
+    check_recursion(library, found)
     before = len(found.found)
     for unit in library.units:
         for declaration in unit.file.declarations:
@@ -85,18 +88,17 @@ def check_program(
     for unit in library.units:
         for name in unit.indices:
             checker.file_index(unit, name)
-    functions = {
-        d.name.text: d for d, _ in library.declarations(ast.ConstFn) if isinstance(d, ast.ConstFn)
-    }
-    presets = _presets(library, checker, choices, found)
+    wrong = check_declarations(library, checker.constants, found)
+    presets = check_presets(library, checker.constants, choices, found)
+    functions = const_functions(library, found)
     constants = Constants(checker.constants, functions, presets, choices, found)
-    _check_constants(checker, constants, found)
+    check_values(constants, wrong, found)
     if len(found.found) == before:
         requirements = [
             d for d, _ in library.declarations(ast.Require) if isinstance(d, ast.Require)
         ]
         check_requirements(requirements, constants, found)
-    names = _names(library, checker, found)
+    names = check_names(library, checker.constants, found)
     chosen = _model(library, model, found)
     if chosen is not None and not found.found:
         _check_sizes(checker, constants, chosen, found)
@@ -106,141 +108,11 @@ def check_program(
 def _check_variants(checker: ProgramChecker, declaration: ast.Block | ast.Fn, unit: Unit) -> None:
     items = declaration.members if isinstance(declaration, ast.Block) else declaration.body
     for decide in variants(items):
-        try:
+        with suppress(Failed):
             if isinstance(declaration, ast.Block):
                 checker.block(declaration, unit, decide)
             else:
                 checker.fn(declaration, unit, decide)
-        except Failed:
-            pass
-
-
-def _check_recursion(library: Library, found: Diagnostics) -> None:
-    """Blocks use blocks and functions call functions, but none reaches itself."""
-    state: dict[int, int] = {}  # 1: being looked at, 2: done
-
-    def visit(declaration: ast.Block | ast.Fn, unit: Unit) -> None:
-        state[id(declaration)] = 1
-        for name, span in _reached(declaration):
-            visible = unit.visible.get(name)
-            if visible is None or not isinstance(visible[0], (ast.Block, ast.Fn)):
-                continue
-            target, home = visible
-            if state.get(id(target)) == 1:
-                found.error(
-                    "E0509",
-                    f"'{target.name.text}' reaches itself here",
-                    span,
-                    notes=[(target.name.span, "declared here")],
-                    hint="layers are an array of blocks: use layers[a] = Block[d], run by chain[a](layers, ...)",
-                )
-                raise DiagnosticError(found.found)
-            if id(target) not in state:
-                visit(target, home)  # type: ignore[arg-type]
-        state[id(declaration)] = 2
-
-    for unit in library.units:
-        for declaration in unit.file.declarations:
-            if isinstance(declaration, (ast.Block, ast.Fn)) and id(declaration) not in state:
-                try:
-                    visit(declaration, unit)
-                except RecursionError:
-                    found.error("E0509", "blocks use each other too deeply", declaration.name.span)
-
-
-def _reached(declaration: ast.Block | ast.Fn) -> Iterator[tuple[str, Span]]:
-    if isinstance(declaration, ast.Block):
-        for decide in variants(declaration.members)[:2] or [lambda _: True]:
-            for member in flatten(declaration.members, decide):
-                if isinstance(member, ast.UseDecl):
-                    yield member.block.text, member.block.span
-    else:
-        for decide in (lambda _: True), (lambda _: False):
-            for item in flatten(declaration.body, decide):
-                if isinstance(item, ast.Equation):
-                    yield from calls(item.value)
-
-
-def calls(expr: ast.Expr) -> Iterator[tuple[str, Span]]:
-    """Names called in an expression."""
-    match expr:
-        case ast.Call():
-            yield expr.name.text, expr.name.span
-            for argument in expr.arguments:
-                yield from calls(argument)
-        case ast.Unary(operand=operand):
-            yield from calls(operand)
-        case ast.Binary(left=left, right=right):
-            yield from calls(left)
-            yield from calls(right)
-        case ast.Choose(condition=c, then=a, otherwise=b):
-            for part in (c, a, b):
-                yield from calls(part)
-        case ast.Group(items=items):
-            for item in items:
-                for part in item.parts:
-                    yield from calls(part)
-    if isinstance(expr, (ast.Ref, ast.Call)):
-        for subscript in expr.subscripts or ():
-            for part in subscript.parts:
-                yield from calls(part)
-
-
-# -- what stands around the blocks -----------------------------------------------------------------
-
-
-def _presets(
-    library: Library, checker: ProgramChecker, choices: Choices, found: Diagnostics
-) -> dict[str, ast.Dims]:
-    presets: dict[str, ast.Dims] = {}
-    for declaration, unit in library.declarations(ast.Dims):
-        assert isinstance(declaration, ast.Dims)
-        name = declaration.name.text
-        if name in presets:
-            found.error(
-                "E0203",
-                f"preset '{name}' is declared twice",
-                declaration.name.span,
-                notes=[(presets[name].name.span, "first declared here")],
-            )
-        presets[name] = declaration
-        for setting in declaration.settings:
-            if setting.name.text not in checker.constants and "*" not in unit.broken:
-                found.error(
-                    "E0306",
-                    f"no constant is called '{setting.name.text}'",
-                    setting.name.span,
-                    hint=near(setting.name.text, checker.constants),
-                )
-    for preset in presets.values():
-        if preset.base is not None and preset.base.text not in presets:
-            found.error(
-                "E0306",
-                f"no preset is called '{preset.base.text}'",
-                preset.base.span,
-                hint=near(preset.base.text, presets),
-            )
-    if choices.preset is not None and choices.preset not in presets:
-        hint = near(choices.preset, presets) or (
-            f"presets: {', '.join(presets)}" if presets else "the file has none"
-        )
-        found.error("E0306", f"no preset is called '{choices.preset}'", None, hint=hint)
-    return presets
-
-
-def _check_constants(checker: ProgramChecker, constants: Constants, found: Diagnostics) -> None:
-    """Every constant that can be computed is; one that waits for a checkpoint is no mistake."""
-    for name, declaration in checker.constants.items():
-        try:
-            constants.value(name, declaration.name.span)
-        except ConstantError as error:
-            waits = (
-                error.code == "E0301"
-                and constants.choices.config is None
-                and error.message.endswith("no value")
-            )
-            if not waits:
-                error.report(found)
 
 
 def _check_sizes(
@@ -253,76 +125,6 @@ def _check_sizes(
         if constants.choices.config is None and any(d.code == "E0301" for d in error.diagnostics):
             return  # sizes come with a checkpoint
         found.found += error.diagnostics
-
-
-def _names(library: Library, checker: ProgramChecker, found: Diagnostics) -> dict[str, ast.Names]:
-    out: dict[str, ast.Names] = {}
-    for declaration, unit in library.declarations(ast.Names):
-        assert isinstance(declaration, ast.Names)
-        name = declaration.block.text
-        visible = unit.visible.get(name)
-        if visible is None or not isinstance(visible[0], ast.Block):
-            if name not in unit.broken and "*" not in unit.broken:
-                blocks = [n for n, (d, _) in unit.visible.items() if isinstance(d, ast.Block)]
-                found.error(
-                    "E0205",
-                    f"'{name}' is no block",
-                    declaration.block.span,
-                    hint=near(name, blocks),
-                )
-            continue
-        _check_names(declaration, visible[0], checker, found)
-        out[name] = declaration
-    return out
-
-
-def _check_names(
-    names: ast.Names, block: ast.Block, checker: ProgramChecker, found: Diagnostics
-) -> None:
-    members: dict[str, bool] = {}
-    for decide in variants(block.members):
-        for member in flatten(block.members, decide):
-            if isinstance(member, ast.ParamDecl):
-                members[member.name.text] = False
-            elif isinstance(member, ast.UseDecl):
-                members[member.name.text] = member.array is not None
-    for entry in names.entries:
-        name = entry.name.text
-        if name not in members:
-            found.error(
-                "E0701",
-                f"'{block.name.text}' has no parameter or use called '{name}'",
-                entry.name.span,
-                notes=[(block.name.span, "declared here")],
-                hint=near(name, members),
-            )
-            continue
-        if members[name] != (entry.array is not None):
-            wanted = f'{name}[i] = "...{{i}}"' if members[name] else f'{name} = "..."'
-            what = "is an array of blocks" if members[name] else "is not an array"
-            found.error("E0702", f"'{name}' {what}", entry.name.span, hint=wanted)
-            continue
-        known = {entry.array.text} if entry.array else set()
-        for placeholder in placeholders(str(entry.template.value)):
-            if placeholder not in known and placeholder not in checker.constants:
-                found.error(
-                    "E0702",
-                    f"'{{{placeholder}}}' is neither the array's number nor a constant",
-                    entry.template.span,
-                    hint=near(placeholder, [*known, *checker.constants]),
-                )
-        if entry.array and f"{{{entry.array.text}}}" not in str(entry.template.value):
-            found.error(
-                "E0702",
-                f"this name does not say where the number of '{name}' stands",
-                entry.template.span,
-                hint=f"write {{{entry.array.text}}} in it",
-            )
-
-
-def placeholders(template: str) -> list[str]:
-    """The names in braces of a checkpoint name."""
-    return [part.split("}")[0] for part in template.split("{")[1:]]
 
 
 def _model(
@@ -346,9 +148,7 @@ def _model(
         return None
     chosen = next(iter(models.values()), None)
     if chosen is not None and not any(
-        isinstance(m, ast.Def) and m.name.text == "main"
-        for choice in (True, False)
-        for m in flatten(chosen[0].members, lambda _, choice=choice: choice)
+        isinstance(m, ast.Def) and m.name.text == "main" for m in all_items(chosen[0].members)
     ):
         found.error(
             "E0507",
