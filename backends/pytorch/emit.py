@@ -108,7 +108,8 @@ def _build(name: str) -> list[str]:
 
 
 def _imports(body: str) -> list[str]:
-    used = [name for name in RUNTIME if re.search(rf"(?<![.\w]){name}\b", body)]
+    text = "\n".join(code(body.splitlines()))  # comments speak of softmax and top too
+    used = [name for name in RUNTIME if re.search(rf"(?<![.\w]){name}\b", text)]
     lines = ["import torch"]
     if re.search(r"\bF\.", body):
         lines.append("import torch.nn.functional as F")
