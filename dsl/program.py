@@ -7,16 +7,20 @@ out the typed form of each block under the conditions that the constants decide.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dsl import syntax as ast
 from dsl import typed
 from dsl.check import ProgramChecker
 from dsl.checkpoint_names import check_names
+from dsl.clusters import Cluster
 from dsl.constants import Choices, Constants, check_requirements
 from dsl.declarations import check_declarations, check_presets, check_values, const_functions
+from dsl.deploy import Deployment
+from dsl.deploy_check import check_deployments
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, near
 from dsl.files import Library, Unit, load, locate
+from dsl.formats import NumberFormat
 from dsl.instances import Instances
 from dsl.recursion import all_items, check_recursion
 from dsl.scope import Failed
@@ -25,13 +29,17 @@ from dsl.variants import variants
 
 @dataclass
 class CheckedProgram:
-    """A program without mistakes. ``model`` is None for a file that only declares blocks."""
+    """A program without mistakes. ``model`` is None for a file that only declares blocks, or
+    several models none of which was chosen; ``deployments`` are those of the model."""
 
     library: Library
     checker: ProgramChecker
     constants: Constants
     model: tuple[ast.Block, Unit] | None
     names: dict[str, ast.Names]
+    formats: dict[str, NumberFormat] = field(default_factory=dict)
+    clusters: dict[str, Cluster] = field(default_factory=dict)
+    deployments: dict[str, Deployment] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -68,9 +76,11 @@ def check_file(file: str) -> list[Diagnostic]:
     """Every mistake of a file, for ``dslc check``."""
     found = Diagnostics()
     try:
-        check_program(file, Choices(), None, found)
+        program = check_program(file, Choices(), None, found)
     except DiagnosticError as error:
         return error.diagnostics
+    for deployment in program.deployments.values() if program is not None else ():
+        found.found += deployment.problems
     return DiagnosticError(found.found).diagnostics
 
 
@@ -100,9 +110,20 @@ def check_program(
         check_requirements(requirements, constants, found)
     names = check_names(library, checker.constants, found)
     chosen = _model(library, model, found)
+    instances = Instances(checker, constants)
     if chosen is not None and not found.found:
-        _check_sizes(checker, constants, chosen, found)
-    return CheckedProgram(library, checker, constants, chosen, names)
+        _check_sizes(instances, chosen, found)
+    beside = check_deployments(library, instances, chosen, found)
+    return CheckedProgram(
+        library,
+        checker,
+        constants,
+        chosen,
+        names,
+        beside.formats,
+        beside.clusters,
+        beside.deployments,
+    )
 
 
 def _check_variants(checker: ProgramChecker, declaration: ast.Block | ast.Fn, unit: Unit) -> None:
@@ -115,14 +136,14 @@ def _check_variants(checker: ProgramChecker, declaration: ast.Block | ast.Fn, un
                 checker.fn(declaration, unit, decide)
 
 
-def _check_sizes(
-    checker: ProgramChecker, constants: Constants, model: tuple[ast.Block, Unit], found: Diagnostics
-) -> None:
+def _check_sizes(instances: Instances, model: tuple[ast.Block, Unit], found: Diagnostics) -> None:
     """The extents of every block of the model, where the constants have values."""
     try:
-        Instances(checker, constants).walk(*model)
+        instances.walk(*model)
     except DiagnosticError as error:
-        if constants.choices.config is None and any(d.code == "E0301" for d in error.diagnostics):
+        if instances.constants.choices.config is None and any(
+            d.code == "E0301" for d in error.diagnostics
+        ):
             return  # sizes come with a checkpoint
         found.found += error.diagnostics
 
