@@ -9,6 +9,7 @@ from dsl.compile_time import Readable
 from dsl.constants import NAMED, Choices, ConstantError, Constants
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.files import Library, Unit
+from dsl.recursion import calls
 
 
 def readable(unit: Unit, constants: Collection[str], found: Diagnostics, place: str) -> Readable:
@@ -28,6 +29,7 @@ def check_declarations(
     """Check the names in constants, const functions and requirements. Gives the constants that are
     wrong, whose values need not be asked for."""
     wrong: set[str] = set()
+    _circles(library, found)
     for unit in library.units:
         check = readable(unit, constants, found, "outside a block").check
         for d in unit.file.declarations:
@@ -55,6 +57,38 @@ def const_functions(library: Library, found: Diagnostics) -> dict[str, ast.Const
                 notes=[(first.name.span, "first declared here")],
             )
     return out
+
+
+def _circles(library: Library, found: Diagnostics) -> None:
+    """Const functions may not reach themselves: nothing would end them. Those that do are left out
+    of what their files can name."""
+    circular: set[str] = set()
+    for unit in library.units:
+        for d in unit.file.declarations:
+            if not isinstance(d, ast.ConstFn):
+                continue
+            reached: dict[str, Span] = {}
+            queue = list(calls(d.value))
+            while queue:
+                name, span = queue.pop()
+                target, _ = unit.visible.get(name, (None, unit))
+                if name not in reached and isinstance(target, ast.ConstFn):
+                    reached[name] = span
+                    queue += calls(target.value)
+            if d.name.text in reached and d.name.text not in circular:
+                name = d.name.text
+                found.error(
+                    "E0302",
+                    f"'{name}' calls itself without end",
+                    reached[name],
+                    notes=[(d.name.span, "declared here")],
+                )
+                circular |= reached.keys()
+    for unit in library.units:
+        for name in circular:
+            if isinstance(unit.visible.get(name, (None, None))[0], ast.ConstFn):
+                del unit.visible[name]
+                unit.broken.add(name)
 
 
 def _formals(fn: ast.ConstFn, found: Diagnostics) -> list[str]:

@@ -123,13 +123,13 @@ def all_items(items: tuple[ast.Item, ...]) -> Iterator[ast.Item]:
 
 
 def _called(items: tuple[ast.Item, ...]) -> Iterator[tuple[str, Span]]:
-    """Names called in the equations of a body, without those of used blocks' defs."""
     for item in all_items(items):
         if isinstance(item, ast.Equation):
-            yield from _calls(item.value)
+            yield from calls(item.value)
 
 
-def _calls(expr: ast.Expr) -> Iterator[tuple[str, Span]]:
+def calls(expr: ast.Expr) -> Iterator[tuple[str, Span]]:
+    """Names called in an expression, without those of used blocks' defs."""
     stack: list[ast.Expr] = [expr]
     while stack:
         e = stack.pop()
