@@ -39,6 +39,11 @@ class Unit:
     visible: dict[str, tuple[Visible, Unit]] = field(default_factory=dict)
     indices: dict[str, ast.IndexDecl] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
+    reached: set[Path] = field(default_factory=set)  # the files it imports, through others too
+
+    def imports(self, other: Unit) -> bool:
+        """Does this file import ``other``, itself or through others?"""
+        return other.path in self.reached
 
 
 @dataclass
@@ -173,6 +178,7 @@ class _Loader:
             unit.broken |= missing
             return
         other = self.unit(path, source, open_)
+        unit.reached |= {other.path, *other.reached}
         unit.broken |= other.broken
         own = {k: v for k, v in other.visible.items() if v[1] is other}
         for name in declaration.names:

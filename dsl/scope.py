@@ -13,6 +13,7 @@ from dsl.diagnostics import Diagnostics, Span, near
 from dsl.extents import Extent
 from dsl.files import Library, Unit
 from dsl.typed import Axis, Index, Product, Sum
+from dsl.variants import spelled
 
 if TYPE_CHECKING:
     from dsl.calls import Signature
@@ -324,8 +325,17 @@ class Context:
         return self._file_indices[key]
 
     def time(self, name: str, span: Span) -> Index:
-        """There is one time axis of each name, whichever file declares it."""
+        """The one time axis, whichever files declare it."""
         if name not in self._times:
+            for other, before in self._times.items():
+                self.found.error(
+                    "E0410",
+                    f"a second time axis, beside '{other}', is not built yet",
+                    span,
+                    notes=[(before.span, "the first is declared here")],
+                    hint=f"the standard library calls it t: index {other} : time",
+                )
+                break
             self._times[name] = Index(name, Extent.name("time"), "time", span)
         return self._times[name]
 
@@ -358,29 +368,48 @@ def atoms(axis: Axis) -> list[Index]:
 
 
 def _constants(library: Library, found: Diagnostics) -> dict[str, ast.ConstDecl]:
-    """Constants by name. The file that was asked for has the last word; elsewhere one meaning each."""
-    out: dict[str, tuple[ast.ConstDecl, Unit]] = {}
+    """Constants by name. A file's own declaration goes before those of files that it imports."""
+    declared: dict[str, list[tuple[ast.ConstDecl, Unit]]] = {}
     for declaration, unit in library.declarations(ast.ConstDecl):
         assert isinstance(declaration, ast.ConstDecl)
-        name = declaration.name.text
-        before = out.get(name)
-        if before is not None and (before[1] is unit or unit is not library.root):
-            same = before[1] is not unit and _same(before[0], declaration)
-            if not same:
-                found.error(
-                    "E0203",
-                    f"constant '{name}' is declared twice",
-                    declaration.name.span,
-                    notes=[(before[0].name.span, "first declared here")],
-                )
-                continue
+        name, span = declaration.name.text, declaration.name.span
         if name in NAMED:
-            found.error(
-                "E0203", f"'{name}' is the number {NAMED[name]:.6}...", declaration.name.span
-            )
-        out[name] = (declaration, unit)
-    return {name: decl for name, (decl, _) in out.items()}
+            found.error("E0203", f"'{name}' is the number {NAMED[name]:.6}...", span)
+        before = declared.setdefault(name, [])
+        twice = next((d for d, u in before if u is unit), None)
+        if twice is not None:
+            _declared_twice(twice, declaration, found)
+        else:
+            before.append((declaration, unit))
+    meant: dict[str, ast.ConstDecl] = {}
+    for name, declarations in declared.items():
+        (first, _), *others = [
+            (d, u) for d, u in declarations if not any(v.imports(u) for _, v in declarations)
+        ]
+        for other, _ in others:
+            if not _same(first, other):
+                hint = "a file that imports both says which is meant by declaring it too"
+                _declared_twice(first, other, found, hint)
+                break
+        meant[name] = first
+    return meant
+
+
+def _declared_twice(
+    first: ast.ConstDecl, second: ast.ConstDecl, found: Diagnostics, hint: str = ""
+) -> None:
+    name = second.name
+    found.error(
+        "E0203",
+        f"constant '{name.text}' is declared twice",
+        name.span,
+        notes=[(first.name.span, "first declared here")],
+        hint=hint,
+    )
 
 
 def _same(a: ast.ConstDecl, b: ast.ConstDecl) -> bool:
-    return a.keys == b.keys and a.span.text == b.span.text
+    def value(decl: ast.ConstDecl) -> str:
+        return spelled(decl.value) if decl.value is not None else ""
+
+    return a.keys == b.keys and value(a) == value(b)
