@@ -13,7 +13,7 @@ import re
 
 from backends.pytorch.emit_class import Argument, ClassWriter, code
 from backends.pytorch.emit_sizes import Constants
-from backends.pytorch.emit_text import WIDTH
+from backends.pytorch.emit_text import WIDTH, spoken
 from backends.pytorch.emit_values import EmitError
 from backends.pytorch.names import Scope
 from compiler.ir import Module, Program
@@ -92,7 +92,7 @@ class Emitter:
         body = "\n\n\n".join("\n".join(lines) for lines in [*self._classes, build])
         constants = "\n".join(self.constants.lines)
         span = root.module.span
-        source = f" from {span.source.name}" if span else ""
+        source = f" from {spoken(span.source.name)}" if span else ""
         head = [f'"""{self.program.name}, written by dslc{source}."""', "", *_imports(body)]
         parts = ["\n".join(head), constants] if constants else ["\n".join(head)]
         return "\n\n".join(parts) + "\n\n\n" + body + "\n"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from backends.pytorch.emit_body import Body, Method
 from backends.pytorch.emit_sizes import Sizes, atoms
 from backends.pytorch.emit_tables import table
-from backends.pytorch.emit_text import Text, call, comment, wrapped
+from backends.pytorch.emit_text import Text, call, comment, spoken, wrapped
 from backends.pytorch.emit_values import EmitError, Number, Value
 from backends.pytorch.names import TAKEN, Scope, attribute
 from compiler.ir import Child, Dim, Graph, Module, Node, Parameter, Program, Type
@@ -273,9 +273,9 @@ class ClassWriter:
         while (line := span.source.line(number).strip()).startswith("# ") and "---" not in line:
             said.insert(0, line[2:].strip())
             number -= 1
-        text = " ".join(said).replace("\\", "/").replace('"""', "'''")
-        if len(text) + len(str(span)) < 86:
-            return [f'    """{text}  {span}"""' if text else f'    """{span}"""']
+        text, place = spoken(" ".join(said)), spoken(str(span))
+        if len(text) + len(place) < 86:
+            return [f'    """{text}  {place}"""' if text else f'    """{place}"""']
         lines = [line.strip()[2:].strip() for line in comment(text, str(span), 4)]
         return [f'    """{lines[0]}', *(f"    {line}" for line in lines[1:]), '    """']
 

@@ -132,13 +132,18 @@ def _first_bracket(line: str) -> tuple[int, int] | None:
 def comment(text: str, place: str, indent: int) -> list[str]:
     """A comment with a place behind it, on as many lines as it needs."""
     lines, room = [""], WIDTH - indent - 4
-    for word in [*text.split(), f" {place}" if place else ""]:
+    for word in [*text.split(), f" {spoken(place)}" if place else ""]:
         if lines[-1] and len(lines[-1]) + 1 + len(word) > room:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word.lstrip()
     first, *rest = lines
     marked = [f"# {first}", *(f"#   {line}" for line in rest)]
     return [f"{' ' * indent}{line}".rstrip() for line in marked]
+
+
+def spoken(text: str) -> str:
+    """Text from outside (a file's name, a comment) as it may stand in a docstring or a comment."""
+    return " ".join(text.split()).replace("\\", "/").replace('"""', "'''")
 
 
 def stretch(begin: str, end: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from backends.pytorch.emit import emit
-from backends.pytorch.emit_text import WIDTH, comment, split, wrapped
+from backends.pytorch.emit_text import WIDTH, comment, split, spoken, wrapped
 from backends.pytorch.model import attribute_path
 from backends.pytorch.names import attribute, identifier
 from backends.pytorch.runtime import Step
@@ -264,3 +264,5 @@ def test_comments_wrap() -> None:
     assert all(len(line) <= WIDTH for line in lines)
     assert lines[-1].endswith("  file.arch:1")
     assert comment("", "file.arch:1", 0) == ["# file.arch:1"]
+    assert comment("x", "a\nb.arch:1", 0) == ["# x  a b.arch:1"]
+    assert spoken('a\\"""b') == "a/'''b"

@@ -1,4 +1,4 @@
-"""Models that nobody prepared for, written as a user would: every pass, emitted, equals the source."""
+"""Models that nobody prepared for: as emitted after every pass, they equal their source."""
 
 from __future__ import annotations
 
