@@ -386,7 +386,10 @@ def _config_value(config: Mapping[str, Any], key: str) -> Any:
 def check_requirements(
     requirements: list[ast.Require], constants: Constants, found: Diagnostics
 ) -> None:
-    """``require``: what config.json or the constants must say for this file to be the right maths."""
+    """``require``: what config.json or the constants must say for this file to be the right maths.
+
+    A key that is absent is as it should be; where it holds a list, each of its items is looked at.
+    """
     for need in requirements:
         if need.condition is not None:
             try:
@@ -404,12 +407,17 @@ def check_requirements(
         for key in need.keys:
             value = _config_value(constants.choices.config, key)
             allowed = [literal.value for literal in need.allowed]
-            if value is None or any(_equal(value, a) for a in allowed):
+            items = value if isinstance(value, list) else [value]
+            other = next(
+                (i for i in items if not any(_equal(i, a) for a in (None, *allowed))), None
+            )
+            if other is None:
                 continue
             wanted = " or ".join(_shown(a) for a in allowed)
+            has = "has" if isinstance(value, list) else "is"
             found.error(
                 "E0305",
-                f"config.json: {key} is {_shown(value)}, and this model is written for {wanted}",
+                f"config.json: {key} {has} {_shown(other)}, and this model is written for {wanted}",
                 need.span,
                 "required here",
             )
