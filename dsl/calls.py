@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dsl import syntax as ast
 from dsl.diagnostics import Span, near
 from dsl.primitives import BUILTINS, check_builtin
+from dsl.products import shown_axes
 from dsl.scope import Failed
 from dsl.typed import (
     Axis,
@@ -138,7 +139,7 @@ def _function(checker: Checker, e: ast.Call) -> Expr:
 
 
 def _used(checker: Checker, e: ast.Call) -> Expr:
-    used = checker.uses[e.name.text]
+    used, pick = _piece(checker, e)
     method = e.member.text if e.member is not None else "call"
     signature = used.defs.get(method)
     if method in used.private:
@@ -162,6 +163,19 @@ def _used(checker: Checker, e: ast.Call) -> Expr:
                 notes=[(used.use.span, "used here")],
             )
         return _call(checker, e, signature, bind, use=e.name.text, method=method)
+    assert pick is not None
+    return _call(
+        checker, e, signature, bind, use=e.name.text, method=method, pick=pick, array=array
+    )
+
+
+def _piece(checker: Checker, e: ast.Call) -> tuple[Used, Expr | None]:
+    """What a call names: a used block, or the piece of an array that the subscript is a position
+    of, and that position."""
+    used = checker.uses[e.name.text]
+    array = used.use.array
+    if array is None:
+        return used, None
     if e.subscripts is None or len(e.subscripts) != 1:
         raise checker.error(
             "E0501",
@@ -170,28 +184,29 @@ def _used(checker: Checker, e: ast.Call) -> Expr:
             notes=[(used.use.span, "used here")],
             hint=f"{e.name.text}[pick[k]](...) runs the picked ones, chain[{array}]({e.name.text}, ...) one after another",
         )
-    pick = _array_index(checker, e.subscripts[0], array)
-    return _call(checker, e, signature, bind, use=e.name.text, method=method, pick=pick)
-
-
-def _array_index(checker: Checker, given: ast.Subscript, array: Index) -> Expr:
+    (given,) = e.subscripts
     if given.to is not None or len(given.parts) != 1:
         raise checker.error("E0401", f"one position of '{array}' is expected here", given.span)
     pick = checker.expr(given.parts[0])
-    if isinstance(pick, Iota) and pick.index is array:
-        return pick
-    same = pick.of is array or (
-        pick.of is not None and array.alias is not None and pick.of.alias == array.alias
+    for piece in checker.pieces[e.name.text]:
+        if piece.use.array is not None and _is_position(pick, piece.use.array):
+            return piece, pick
+    what = f"picks a position of '{pick.of}'" if pick.of is not None else "is a number"
+    raise checker.error(
+        "E0404",
+        f"this {what}, and the array runs over '{array}'",
+        given.span,
+        notes=[(array.span, f"'{array}' is declared here")],
     )
-    if pick.kind != "index" or not same:
-        what = f"picks a position of '{pick.of}'" if pick.of is not None else "is a number"
-        raise checker.error(
-            "E0404",
-            f"this {what}, and the array runs over '{array}'",
-            given.span,
-            notes=[(array.span, f"'{array}' is declared here")],
-        )
-    return pick
+
+
+def _is_position(pick: Expr, array: Index) -> bool:
+    """Does ``pick`` hold a position of the array's index, or of one that stands for the same?"""
+    if isinstance(pick, Iota):
+        return pick.index is array
+    if pick.kind != "index" or pick.of is None:
+        return False
+    return pick.of is array or (array.alias is not None and pick.of.alias == array.alias)
 
 
 def _chain(checker: Checker, e: ast.Call) -> Expr:
@@ -229,14 +244,10 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
             "E0502",
             f"a block of a chain must give what it takes, and '{used.use.block}' does not",
             e.span,
-            f"takes {_shown(call.args[0].free)}, gives {_shown(call.free)}",
+            f"takes {shown_axes(call.args[0].free)}, gives {shown_axes(call.free)}",
             notes=[(signature.span, "declared here")],
         )
     return Chain(e.span, call.free, call.kind, call.of, use=name, index=axis, args=call.args)
-
-
-def _shown(axes: tuple[Axis, ...]) -> str:
-    return f"[{', '.join(map(str, axes))}]"
 
 
 def bound_axis(axis: Axis, bind: dict[Index, Axis]) -> Axis:
@@ -257,6 +268,7 @@ def _call(
     use: str | None = None,
     method: str = "call",
     pick: Expr | None = None,
+    array: Index | None = None,
 ) -> Expr:
     """Match arguments with formals. What an argument ranges over beyond its formal is carried
     through by name."""
@@ -280,7 +292,7 @@ def _call(
                     "E0403",
                     f"'{name}' works on '{axis}', which this argument does not range over",
                     arg.span,
-                    f"ranges over {_shown(arg.free)}",
+                    f"ranges over {shown_axes(arg.free)}",
                     notes=[(formal.span, "declared here")],
                 )
         of = bound_axis(formal.of, bind) if formal.of is not None else None
@@ -320,4 +332,14 @@ def _call(
             bind=tuple(bind.items()),
             args=tuple(args),
         )
-    return CallBlock(e.span, free, kind, of, use=use, method=method, pick=pick, args=tuple(args))
+    return CallBlock(
+        e.span,
+        free,
+        kind,
+        of,
+        use=use,
+        array=array,
+        method=method,
+        pick=pick,
+        args=tuple(args),
+    )

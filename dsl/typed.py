@@ -242,9 +242,10 @@ class CallFn(Expr):
 
 @dataclass(frozen=True, kw_only=True)
 class CallBlock(Expr):
-    """A def of a used block (``use``), of an array of them at ``pick``, or of this block (no use)."""
+    """A def of a used block (``use``), of one of an ``array`` (at ``pick``), or of this block."""
 
     use: str | None
+    array: Index | None
     method: str
     pick: Expr | None
     args: tuple[Expr, ...]

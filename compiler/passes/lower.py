@@ -194,6 +194,11 @@ class BodyLowering:
         attrs = {"value": value} | ({"name": name} if name else {})
         return self.emit("constant", (), (), dtype, span, **attrs)
 
+    def iota(self, index: typed.Index, span: Span) -> str:
+        """Every place along an index, counted from its first."""
+        dim = self.dim(index)
+        return self.emit("iota", (), (dim,), "i64", span, dim)
+
     # -- compile-time values -----------------------------------------------------------------------
 
     def number(self, expr: ast.Expr, scope: ConstScope | None = None) -> Constant:
@@ -344,8 +349,11 @@ class BodyLowering:
             case typed.Value():
                 return self._value(e)
             case typed.Iota(index=index):
-                dim = self.dim(index)
-                return self.emit("iota", (), (dim,), "i64", e.span, dim)
+                node, start = self.iota(index, e.span), self.dim(index).start
+                if not start.terms:
+                    return node
+                first = self.constant(start.at(self.elaborator.instances.sizes), e.span)
+                return self.map("add", (node, first), e.span)
             case typed.Position(index=index):
                 return self.emit("position", (), (self.dim(index),), "i64", e.span)
             case typed.Map(fn=fn, args=args):

@@ -108,28 +108,31 @@ def call_chain(lower: BodyLowering, e: typed.Chain) -> str:
 
 def _apply(lower: BodyLowering, e: typed.CallBlock) -> str:
     assert e.pick is not None
-    use = next(u for u in lower.instance.block.uses if u.name == e.use)
+    use = next(u for u in lower.instance.block.uses if (u.name, u.array) == (e.use, e.array))
     callee = lower.elaborator.instances.used(lower.instance, use)
     bind = _bind(lower, use)
     f32, lower.f32 = lower.f32, False
-    pick = lower.expr(e.pick)
+    pick = e.pick
+    picked = lower.iota(pick.index, pick.span) if isinstance(pick, typed.Iota) else lower.expr(pick)
     lower.f32 = f32
     nodes, lifted, names = _arguments(lower, e, callee, e.method, bind)
-    rows = list(lower.type(pick).dims)
+    rows = list(lower.type(picked).dims)
     extra = tuple(dict.fromkeys(d for arg in lifted for d in arg if d not in rows))
     if extra:  # the same pick for every token: each row still runs the picked block
-        type = lower.type(pick)
-        pick = lower.emit("expand", (pick,), (*extra, *rows), "i64", e.span, type.of, dims=extra)
+        type = lower.type(picked)
+        picked = lower.emit(
+            "expand", (picked,), (*extra, *rows), "i64", e.span, type.of, dims=extra
+        )
         rows = [*extra, *rows]
     body, _ = lower.elaborator.body(callee, e.method, Lifting(tuple(lifted), rows=True))
     dims, of, pairs = _result(lower, callee, e.method, bind, body, {}, names)
     inner = [d for d in dims if d.kind != "rows"]
     dtype = lower.elaborator.bodies[body].result.type.dtype
     assert use.array is not None
-    over = lower.type(pick).of
+    over = lower.type(picked).of
     node = lower.emit(
         "apply",
-        (pick, *nodes),
+        (picked, *nodes),
         (*rows, *inner),
         dtype,
         e.span,
