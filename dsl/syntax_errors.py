@@ -52,6 +52,7 @@ _READABLE = {
 _GROUPS = [
     ({"PLUS", "MINUS", "STAR", "SLASH", "CIRCUMFLEX", "COMPARE", "AND", "OR"}, "an operator"),
     ({name.upper() for name in DECLARATIONS if name != "edition"}, "a declaration"),
+    ({"NAME", "SIZE"}, "a name, or a size such as 8B"),
     ({"PARAM", "STATE", "USE", "DEF", "INDEX", "CONST", "IF"}, "a member"),
     ({"LET", "CACHED", "INDEX", "CONST", "IF"}, "an equation"),
 ]
