@@ -13,6 +13,7 @@ from dsl.equations import Binding, Checker
 from dsl.extents import Extent
 from dsl.files import Library, Unit
 from dsl.primitives import BUILTINS
+from dsl.products import reads
 from dsl.scope import Context, Failed, Scope, atoms, size_name
 from dsl.typed import Axis, Index
 from dsl.variants import Decide, flatten
@@ -385,9 +386,9 @@ class ProgramChecker(Context):
             dtype = dtype or _dtype(scope, result.dtype)
             self._matches_result(e, axes, result, signature, value, scope)
             axes = signature.result_axes
-        reads = checker.reads(value) if kind != "cached" else frozenset({"value"})
+        decided_by = reads(checker, value) if kind != "cached" else frozenset({"value"})
         checker.values[name] = Binding(
-            name, "value", axes, e.name.span, value.kind, value.of, reads
+            name, "value", axes, e.name.span, value.kind, value.of, decided_by
         )
         return typed.Equation(name, kind, written, axes, dtype, value, e.span)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsl import syntax as ast
+from dsl.products import not_along_time, shown_axes, union
 from dsl.typed import (
     Axis,
     Broadcast,
@@ -48,7 +49,7 @@ def check_builtin(checker: Checker, e: ast.Call) -> Expr:
             args = _arguments(checker, e, ELEMENTWISE[name])
             for arg in args:
                 checker._want(arg, "number")
-            return Map(e.span, _union(args), fn=name, args=tuple(args))
+            return Map(e.span, union(*(a.free for a in args)), fn=name, args=tuple(args))
         raise checker.error(
             "E0501",
             f"'{name}' says in brackets which index it works on",
@@ -64,10 +65,6 @@ def check_builtin(checker: Checker, e: ast.Call) -> Expr:
     if name in ("stack", "concat"):
         return _join(checker, e)
     return _choice(checker, e)
-
-
-def _union(exprs: list[Expr]) -> tuple[Axis, ...]:
-    return tuple(dict.fromkeys(a for e in exprs for a in e.free))
 
 
 def _arguments(checker: Checker, e: ast.Call, number: int) -> list[Expr]:
@@ -93,7 +90,7 @@ def _where(checker: Checker, e: ast.Call) -> Expr:
     checker._want(otherwise, kind)
     return Map(
         e.span,
-        _union([condition, then, otherwise]),
+        union(condition.free, then.free, otherwise.free),
         kind,
         fn="where",
         args=(condition, then, otherwise),
@@ -124,12 +121,11 @@ def _ranges_over(checker: Checker, arg: Expr, axis: Axis, what: str) -> tuple[Ax
     parts = tuple(_parts(axis))
     if parts and all(p in arg.free for p in parts):
         return parts
-    written = f"[{', '.join(map(str, arg.free))}]" if arg.free else "no index"
     raise checker.error(
         "E0403",
         f"{what} over '{axis}', which its argument does not range over",
         arg.span,
-        f"ranges over {written}",
+        f"ranges over {shown_axes(arg.free)}",
         notes=[(axis.span if isinstance(axis, Index) else None, f"'{axis}' is declared here")],
     )
 
@@ -140,7 +136,7 @@ def _reduce(checker: Checker, e: ast.Call) -> Expr:
     _number_of_arguments(checker, e, 1)
     arg = checker._want(_inside(checker, e.arguments[0], axes), "number")
     over = tuple(p for a in axes for p in _ranges_over(checker, arg, a, e.name.text))
-    checker.not_along_time(over, e.span)
+    not_along_time(checker, over, e.span)
     free = tuple(a for a in arg.free if a not in over)
     return Reduce(e.span, free, fn=e.name.text, over=over, arg=arg)
 
@@ -182,7 +178,7 @@ def _choice(checker: Checker, e: ast.Call) -> Expr:
     _number_of_arguments(checker, e, 1)
     arg = checker._want(_inside(checker, e.arguments[0], [axis]), "number")
     parts = _ranges_over(checker, arg, axis, name)
-    checker.not_along_time(parts, e.span)
+    not_along_time(checker, parts, e.span)
     if axis.kind == "history" and name != "softmax":
         raise checker.error("E0410", f"'{name}' over a history is not built yet", e.span)
     keeps = tuple(axis if a == parts[0] else a for a in arg.free if a == parts[0] or a not in parts)
@@ -228,7 +224,9 @@ def _join(checker: Checker, e: ast.Call) -> Expr:
         rest = {frozenset(a.free) for a in args if a.free}
         if len(rest) > 1:
             raise checker.error("E0406", "what is stacked must range over the same indices", e.span)
-        return Join(e.span, (*_union(args), axis), fn=name, axis=axis, args=tuple(args))
+        return Join(
+            e.span, (*union(*(a.free for a in args)), axis), fn=name, axis=axis, args=tuple(args)
+        )
     parts = axis.parts if isinstance(axis, Sum) else ()
     if len(parts) != len(args):
         raise checker.error(
@@ -240,7 +238,7 @@ def _join(checker: Checker, e: ast.Call) -> Expr:
     for part, arg in zip(parts, args, strict=True):
         if part not in arg.free:
             raise checker.error("E0403", f"this does not range over '{part}'", arg.span)
-    free = [a for a in _union(args) if a not in parts]
+    free = [a for a in union(*(a.free for a in args)) if a not in parts]
     return Join(e.span, (*free, axis), fn=name, axis=axis, args=tuple(args))
 
 
