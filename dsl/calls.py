@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dsl import syntax as ast
-from dsl.diagnostics import Span, near
+from dsl.diagnostics import Span, counted, near
+from dsl.files import exporter
 from dsl.primitives import BUILTINS, check_builtin
 from dsl.products import shown_axes
 from dsl.scope import Failed
@@ -57,7 +58,7 @@ def _private(checker: Checker, e: ast.Call, used: Used, method: str) -> Failed:
         f"{where} of '{used.use.block}' takes or gives an index that only '{used.use.block}' knows",
         e.span,
         notes=[(used.use.span, "used here")],
-        hint="in the signature, name only time and the block's indices in brackets: block B[d, h] { ... }",
+        hint="in the signature, name only time and what the block takes: block B[d, h] { ... }",
     )
 
 
@@ -75,12 +76,13 @@ def check_call(checker: Checker, e: ast.Call) -> Expr:
             "E0205",
             f"no block is used under the name '{name}'",
             e.name.span,
-            hint=near(name, checker.uses),
+            hint=near(name, checker.uses) or "a def of a used block is called: name.method(...)",
         )
     if name in checker.defs:
         if e.subscripts is not None:
+            span = e.subscripts[0].span.to(e.subscripts[-1].span)
             raise checker.error(
-                "E0501", f"'{name}' is a def of this block and takes no indices", e.span
+                "E0501", f"'{name}' is a def of this block and takes no indices", span
             )
         return _call(checker, e, checker.defs[name], {}, method=name)
     visible = checker.scope.unit.visible.get(name)
@@ -99,23 +101,37 @@ def _unknown(checker: Checker, e: ast.Call) -> Failed:
     name = e.name.text
     if checker.scope.is_broken(name) or name in checker.failed:
         return Failed()
+    checker.failed.add(name)  # told once in this def
     visible = checker.scope.unit.visible
     if name in visible and isinstance(visible[name][0], ast.Block):
         return checker.error(
             "E0205",
             f"'{name}' is a block: use it before calling it",
             e.name.span,
-            hint=f"use inner = {name}[...]",
+            hint=f"use inner = {name}[...], and then inner(...)",
         )
     if checker.find(name) is not None:
-        return checker.error("E0207", f"'{name}' is a value and cannot be called", e.name.span)
+        return checker.error(
+            "E0207",
+            f"'{name}' is a value and cannot be called",
+            e.name.span,
+            hint=f"if a product is meant, write {name} * (...)",
+        )
     functions = [n for n, (d, _) in visible.items() if isinstance(d, ast.Fn)]
     known = [*functions, *BUILTINS, *checker.uses, *checker.defs]
+    elsewhere = checker.conditional.get(name)
+    if elsewhere is not None:
+        return checker.error(
+            "E0207",
+            f"'{name}' is not always there",
+            e.name.span,
+            notes=[(elsewhere, "declared here, under a condition")],
+        )
     return checker.error(
         "E0207",
         f"no function or used block is called '{name}'",
         e.name.span,
-        hint=near(name, known),
+        hint=near(name, known) or exporter(name),
     )
 
 
@@ -126,13 +142,14 @@ def _function(checker: Checker, e: ast.Call) -> Expr:
     signature = checker.scope.context.fn_signature(e.name.text, checker.scope.unit)
     given = e.subscripts or ()
     if len(given) != len(signature.indices):
-        wanted = f"[{', '.join(i.name for i in signature.indices)}]"
+        wanted = ", ".join(i.name for i in signature.indices)
+        number, here = len(signature.indices), len(given) or "none"
         raise checker.error(
             "E0501",
-            f"'{e.name.text}' works on {wanted if signature.indices else 'no indices'}",
+            f"'{e.name.text}' takes {counted(number, 'index', 'indices')} in brackets, not {here}",
             e.span,
+            f"expected {e.name.text}[{wanted}](...)" if wanted else "",
             notes=[(signature.span, "declared here")],
-            hint=f"{e.name.text}[j](...)" if signature.indices else "",
         )
     bind = {f: checker.scope.axis(s) for f, s in zip(signature.indices, given, strict=True)}
     return _call(checker, e, signature, bind, fn=e.name.text)
@@ -150,7 +167,8 @@ def _used(checker: Checker, e: ast.Call) -> Expr:
             f"'{used.use.block}' has no def '{method}'",
             (e.member or e.name).span,
             notes=[(used.use.span, "used here")],
-            hint=near(method, used.defs) or "",
+            hint=near(method, used.defs)
+            or (f"its unnamed def is called: {e.name.text}(...)" if "call" in used.defs else ""),
         )
     bind = dict(zip(used.indices, used.use.bind, strict=True))
     array = used.use.array
@@ -182,7 +200,8 @@ def _piece(checker: Checker, e: ast.Call) -> tuple[Used, Expr | None]:
             f"'{e.name.text}' is an array over '{array}': say which",
             e.span,
             notes=[(used.use.span, "used here")],
-            hint=f"{e.name.text}[pick[k]](...) runs the picked ones, chain[{array}]({e.name.text}, ...) one after another",
+            hint=f"{e.name.text}[pick[k]](...) runs the picked ones, "
+            f"chain[{array}]({e.name.text}, ...) one after another",
         )
     (given,) = e.subscripts
     if given.to is not None or len(given.parts) != 1:
@@ -214,7 +233,10 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
     axis = checker.scope.axis(e.subscripts[0])
     if len(e.subscripts) != 1 or not isinstance(axis, Index) or len(e.arguments) < 2:
         raise checker.error(
-            "E0501", "a chain runs an array of blocks", e.span, hint="chain[a](layers, x[t,d])"
+            "E0501",
+            "a chain names one index, an array of blocks over it, and what the first block takes",
+            e.span,
+            hint="chain[a](layers, x[t,d])",
         )
     first = e.arguments[0]
     name = first.name.text if isinstance(first, ast.Ref) and first.subscripts is None else ""
@@ -222,19 +244,18 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
     if not pieces:
         if name in checker.failed or checker.scope.is_broken(name):
             raise Failed
-        arrays = [n for n, us in checker.pieces.items() if any(u.use.array is not None for u in us)]
-        raise checker.error(
-            "E0205",
-            f"no array of blocks over '{axis}' is used under this name",
-            first.span,
-            hint=near(name, arrays) or f"use layers[{axis}] = Block[...]",
-        )
+        raise _no_array(checker, first, name, axis)
     used = pieces[0]
     signature = used.defs.get("call")
     if "call" in used.private:
         raise _private(checker, e, used, "call")
     if signature is None:
-        raise checker.error("E0208", f"'{used.use.block}' has no unnamed def to chain", first.span)
+        raise checker.error(
+            "E0208",
+            f"a chain calls the unnamed def of its blocks, and '{used.use.block}' has none",
+            first.span,
+            notes=[(used.use.span, "used here")],
+        )
     bind = dict(zip(used.indices, used.use.bind, strict=True))
     rest = ast.Call(e.name, None, None, e.arguments[1:], e.span)
     call = _call(checker, rest, signature, bind, use=name)
@@ -248,6 +269,27 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
             notes=[(signature.span, "declared here")],
         )
     return Chain(e.span, call.free, call.kind, call.of, use=name, index=axis, args=call.args)
+
+
+def _no_array(checker: Checker, first: ast.Expr, name: str, axis: Index) -> Failed:
+    pieces = checker.pieces.get(name, [])
+    if pieces:
+        arrays = [str(u.use.array) for u in pieces if u.use.array is not None]
+        what = f"is an array over '{arrays[0]}'" if arrays else "is one block, not an array of them"
+        return checker.error(
+            "E0205",
+            f"'{name}' {what}",
+            first.span,
+            f"expected an array over '{axis}'",
+            notes=[(pieces[0].use.span, "used here")],
+        )
+    known = [n for n, us in checker.pieces.items() if any(u.use.array is not None for u in us)]
+    return checker.error(
+        "E0205",
+        f"no array of blocks is used under this name: a chain runs one over '{axis}'",
+        first.span,
+        hint=near(name, known) or f"use layers[{axis}] = Block[...]",
+    )
 
 
 def bound_axis(axis: Axis, bind: dict[Index, Axis]) -> Axis:
@@ -275,9 +317,10 @@ def _call(
     name = e.name.text
     if len(e.arguments) != len(signature.formals):
         wanted = ", ".join(f.name for f in signature.formals)
+        number = counted(len(signature.formals), "argument", "arguments")
         raise checker.error(
             "E0501",
-            f"'{name}' takes {len(signature.formals)} argument{'s' * (len(signature.formals) != 1)}, not {len(e.arguments)}",
+            f"'{name}' takes {number}, not {len(e.arguments)}",
             e.span,
             f"expected ({wanted})",
             notes=[(signature.span, "declared here")],
@@ -309,12 +352,14 @@ def _call(
             )
         lifted += [a for a in arg.free if a not in wanted_axes and a not in lifted]
     results = [bound_axis(a, bind) for a in signature.result_axes]
-    clash = [a for a in results if a in lifted]
+    clash = [a for n, a in enumerate(results) if a in lifted or a in results[:n]]
     if clash:
         raise checker.error(
             "E0409",
-            f"the result of '{name}' ranges over '{clash[0]}', and so does an argument",
+            f"the result of '{name}' would range over '{clash[0]}' twice",
             e.span,
+            f"an argument ranges over {shown_axes(tuple(lifted))}",
+            notes=[(signature.span, "declared here")],
             hint="declare a second index of the same extent",
         )
     free = (*lifted, *results)

@@ -144,6 +144,11 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{matches[0]}'?" if matches else ""
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """``no index``, ``1 index``, ``2 indices``."""
+    return f"{number or 'no'} {one if number == 1 else many}"
+
+
 def _place(span: Span, label: str, mark: str, arrow: str) -> list[str]:
     line = span.source.line(span.line)
     shown = "".join(c if c.isprintable() else " " if c == "\t" else "\ufffd" for c in line)

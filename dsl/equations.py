@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dsl import syntax as ast
 from dsl.calls import Signature, Used, check_call
-from dsl.diagnostics import Diagnostics, Span, near
+from dsl.diagnostics import Diagnostics, Span, counted, near
 from dsl.primitives import BUILTINS
 from dsl.products import check_product, check_sum, quoted, shown_axes, union
 from dsl.scope import Failed, Scope, atoms
@@ -251,7 +251,7 @@ class Checker:
         if len(given) != len(binding.axes):
             declared = ", ".join(map(str, binding.axes))
             written = f"{binding.name}[{declared}]" if binding.axes else binding.name
-            has = _count(len(binding.axes), "index", "indices")
+            has = counted(len(binding.axes), "index", "indices")
             here = (
                 f"{'none' if not given else len(given)} {'is' if len(given) < 2 else 'are'} given"
             )
@@ -362,7 +362,3 @@ def _is_truth(e: ast.Expr) -> bool:
         case ast.Group() if e.inner is not None:
             return _is_truth(e.inner)
     return False
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{'no' if number == 0 else number} {one if number == 1 else many}"

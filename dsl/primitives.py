@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsl import syntax as ast
+from dsl.diagnostics import Span
 from dsl.products import not_along_time, shown_axes, union
 from dsl.typed import (
     Axis,
@@ -23,12 +24,26 @@ if TYPE_CHECKING:
     from dsl.equations import Checker
 
 ELEMENTWISE = {
-    "exp": 1, "log": 1, "sqrt": 1, "rsqrt": 1, "sin": 1, "cos": 1, "tanh": 1, "sigmoid": 1, "abs": 1,
-    "floor": 1, "ceil": 1, "min": 2, "max": 2,
+    "exp": 1, "log": 1, "sqrt": 1, "rsqrt": 1, "sin": 1, "cos": 1, "tanh": 1, "sigmoid": 1,
+    "abs": 1, "floor": 1, "ceil": 1, "min": 2, "max": 2,
 }  # fmt: skip
+# How each function that takes indices is written.
+EXAMPLES = {
+    "sum": "sum[i](...)",
+    "mean": "mean[i](...)",
+    "max": "max[i](...)",
+    "min": "min[i](...)",
+    "softmax": "softmax[s](...)",
+    "top": "top[e -> k](...)",
+    "argtop": "argtop[e -> k](...)",
+    "in_top": "in_top[g, 4](...)",
+    "stack": "stack[o](..., ...)",
+    "concat": "concat[n|j](..., ...)",
+    "broadcast": "broadcast[i](...)",
+    "chain": "chain[a](layers, ...)",
+}
 REDUCERS = ("sum", "mean", "max", "min")
-INDEXED = ("softmax", "top", "argtop", "in_top", "stack", "concat", "broadcast", "chain", *REDUCERS)
-BUILTINS = frozenset({*ELEMENTWISE, *INDEXED, "where", "position", "size"})
+BUILTINS = frozenset({*ELEMENTWISE, *EXAMPLES, "where", "position", "size"})
 
 
 def check_builtin(checker: Checker, e: ast.Call) -> Expr:
@@ -41,7 +56,9 @@ def check_builtin(checker: Checker, e: ast.Call) -> Expr:
     if name == "size":
         return checker.compile_time(e)
     if name == "position":
-        raise checker.error("E0401", "positions are subscripted: position[t]", e.span)
+        raise checker.error(
+            "E0501", "'position' is no function", e.name.span, hint="write position[t]"
+        )
     if e.subscripts is None:
         if name == "where":
             return _where(checker, e)
@@ -53,11 +70,16 @@ def check_builtin(checker: Checker, e: ast.Call) -> Expr:
         raise checker.error(
             "E0501",
             f"'{name}' says in brackets which index it works on",
-            e.span,
-            hint=f"{name}[i](...)",
+            e.name.span,
+            hint=f"write {EXAMPLES[name]}",
         )
-    if name not in INDEXED:
-        raise checker.error("E0501", f"'{name}' takes no indices", e.span)
+    if name not in EXAMPLES:
+        raise checker.error(
+            "E0501",
+            f"'{name}' takes no indices",
+            e.subscripts[0].span.to(e.subscripts[-1].span),
+            hint=f"it works on each element by itself: {name}({', '.join(['...'] * _arity(name))})",
+        )
     if name in REDUCERS:
         return _reduce(checker, e)
     if name == "broadcast":
@@ -67,6 +89,10 @@ def check_builtin(checker: Checker, e: ast.Call) -> Expr:
     return _choice(checker, e)
 
 
+def _arity(name: str) -> int:
+    return 3 if name == "where" else ELEMENTWISE.get(name, 1)
+
+
 def _arguments(checker: Checker, e: ast.Call, number: int) -> list[Expr]:
     _number_of_arguments(checker, e, number)
     return checker.all(e.arguments)
@@ -74,11 +100,13 @@ def _arguments(checker: Checker, e: ast.Call, number: int) -> list[Expr]:
 
 def _number_of_arguments(checker: Checker, e: ast.Call, number: int) -> None:
     if len(e.arguments) != number:
-        plural = "s" * (number != 1)
         raise checker.error(
             "E0501",
-            f"'{e.name.text}' takes {number} argument{plural}, not {len(e.arguments)}",
+            f"'{e.name.text}' takes {number} argument{'s' * (number != 1)}, not {len(e.arguments)}",
             e.span,
+            hint="where(condition, a, b) is a where the condition holds, and b elsewhere"
+            if e.name.text == "where"
+            else "",
         )
 
 
@@ -123,7 +151,7 @@ def _ranges_over(checker: Checker, arg: Expr, axis: Axis, what: str) -> tuple[Ax
         return parts
     raise checker.error(
         "E0403",
-        f"{what} over '{axis}', which its argument does not range over",
+        f"'{what}' works on '{axis}', which this argument does not range over",
         arg.span,
         f"ranges over {shown_axes(arg.free)}",
         notes=[(axis.span if isinstance(axis, Index) else None, f"'{axis}' is declared here")],
@@ -132,7 +160,7 @@ def _ranges_over(checker: Checker, arg: Expr, axis: Axis, what: str) -> tuple[Ax
 
 def _reduce(checker: Checker, e: ast.Call) -> Expr:
     assert e.subscripts is not None
-    axes = [checker.scope.axis(s) for s in e.subscripts]
+    axes = list(checker.scope.axes(e.subscripts))
     _number_of_arguments(checker, e, 1)
     arg = checker._want(_inside(checker, e.arguments[0], axes), "number")
     over = tuple(p for a in axes for p in _ranges_over(checker, arg, a, e.name.text))
@@ -152,21 +180,33 @@ def _choice(checker: Checker, e: ast.Call) -> Expr:
         if len(e.subscripts) != 1 or first.to is None:
             raise checker.error(
                 "E0501",
-                f"'{name}' says what it chooses from and what it gives",
-                e.span,
-                hint=f"{name}[e -> k](...)",
+                f"'{name}' says which index it chooses from, and which one counts what it takes",
+                e.subscripts[0].span.to(e.subscripts[-1].span),
+                hint=f"write {EXAMPLES[name]}",
             )
         to = checker.scope.index(first.to)
+        if to.kind != "plain":
+            raise checker.error(
+                "E0411",
+                f"'{name}' takes a number that is known when the model is compiled",
+                first.to.span,
+                f"'{to}' is {to.kind}",
+            )
         first = ast.Subscript(first.parts, None, first.span)
     elif name == "in_top":
         if len(e.subscripts) != 2 or len(e.subscripts[1].parts) != 1:
             raise checker.error(
-                "E0501", "'in_top' takes an index and how many", e.span, hint="in_top[g, 4](...)"
+                "E0501",
+                "'in_top' says which index it works on, and how many it takes",
+                e.subscripts[0].span.to(e.subscripts[-1].span),
+                hint=f"write {EXAMPLES[name]}",
             )
         count = e.subscripts[1].parts[0]
         checker.scope.extent(count)
     elif len(e.subscripts) != 1:
-        raise checker.error("E0501", f"'{name}' works on one index", e.span)
+        raise checker.error(
+            "E0501", f"'{name}' works on one index", first.span.to(e.subscripts[-1].span)
+        )
     axis = checker.scope.axis(first)
     if not isinstance(axis, Index):
         raise checker.error(
@@ -183,7 +223,13 @@ def _choice(checker: Checker, e: ast.Call) -> Expr:
         raise checker.error("E0410", f"'{name}' over a history is not built yet", e.span)
     keeps = tuple(axis if a == parts[0] else a for a in arg.free if a == parts[0] or a not in parts)
     if to is not None and to in arg.free:
-        raise checker.error("E0409", f"'{to}' is an index of the argument already", e.span)
+        raise checker.error(
+            "E0409",
+            f"'{to}' is an index of the argument already",
+            e.subscripts[0].span,
+            notes=[(arg.span, f"ranges over {shown_axes(arg.free)}")],
+            hint=f"declare another index for what '{name}' takes: index k : 2",
+        )
     free = tuple(to if a is axis and to is not None else a for a in keeps)
     kind = {"argtop": "index", "in_top": "bool"}.get(name, "number")
     of = axis if name == "argtop" else None
@@ -207,7 +253,12 @@ def _join(checker: Checker, e: ast.Call) -> Expr:
     assert e.subscripts is not None
     name = e.name.text
     if len(e.subscripts) != 1:
-        raise checker.error("E0501", f"'{name}' makes one index", e.span)
+        raise checker.error(
+            "E0501",
+            f"'{name}' makes one index",
+            e.subscripts[0].span.to(e.subscripts[-1].span),
+            hint=f"write {EXAMPLES[name]}",
+        )
     axis = checker.scope.axis(e.subscripts[0])
     args = checker.all(e.arguments)
     for arg in args:
@@ -216,37 +267,78 @@ def _join(checker: Checker, e: ast.Call) -> Expr:
         if not isinstance(axis, Index) or axis.extent.constant != len(args):
             raise checker.error(
                 "E0501",
-                f"stack makes an index of extent {len(args)} here, and '{axis}' has {axis.size}",
+                f"{len(args)} are stacked here, and '{axis}' is not an index of extent {len(args)}",
                 e.span,
+                notes=[(_declared(axis), f"'{axis}' is declared here")],
+                hint=f"declare one: index o : {len(args)}",
             )
-        if any(axis in a.free for a in args):
-            raise checker.error("E0409", f"'{axis}' is an index of an argument already", e.span)
-        rest = {frozenset(a.free) for a in args if a.free}
-        if len(rest) > 1:
-            raise checker.error("E0406", "what is stacked must range over the same indices", e.span)
-        return Join(
-            e.span, (*union(*(a.free for a in args)), axis), fn=name, axis=axis, args=tuple(args)
-        )
+        _none_has(checker, axis, args)
+        _alike(checker, args, ())
+        free = union(*(a.free for a in args))
+        return Join(e.span, (*free, axis), fn=name, axis=axis, args=tuple(args))
     parts = axis.parts if isinstance(axis, Sum) else ()
     if len(parts) != len(args):
+        several = f"concat takes one argument for each part of '{axis}', not {len(args)}"
         raise checker.error(
             "E0501",
-            f"concat takes one argument for each part of '{axis}'",
+            several if parts else f"concat makes a sum of indices, and '{axis}' is none",
             e.span,
-            hint="concat[n|j](a[n], b[j])",
+            hint=f"write {EXAMPLES[name]}",
         )
     for part, arg in zip(parts, args, strict=True):
         if part not in arg.free:
-            raise checker.error("E0403", f"this does not range over '{part}'", arg.span)
-    free = [a for a in union(*(a.free for a in args)) if a not in parts]
-    return Join(e.span, (*free, axis), fn=name, axis=axis, args=tuple(args))
+            raise checker.error(
+                "E0403",
+                f"'concat' puts '{part}' here, which this argument does not range over",
+                arg.span,
+                f"ranges over {shown_axes(arg.free)}",
+                hint=f"the arguments stand in the order of {axis}",
+            )
+    _alike(checker, args, parts)
+    rest = [a for a in union(*(a.free for a in args)) if a not in parts]
+    return Join(e.span, (*rest, axis), fn=name, axis=axis, args=tuple(args))
+
+
+def _declared(axis: Axis) -> Span | None:
+    return axis.span if isinstance(axis, Index) else None
+
+
+def _none_has(checker: Checker, axis: Axis, args: list[Expr]) -> None:
+    for arg in args:
+        if axis in arg.free:
+            raise checker.error(
+                "E0409",
+                f"this argument ranges over '{axis}' already",
+                arg.span,
+                f"ranges over {shown_axes(arg.free)}",
+                notes=[(_declared(axis), f"'{axis}' is declared here")],
+            )
+
+
+def _alike(checker: Checker, args: list[Expr], parts: tuple[Axis, ...]) -> None:
+    """What is joined ranges over the same indices, but for numbers, which go with anything."""
+    first: Expr | None = None
+    for arg in args:
+        rest = set(arg.free) - set(parts)
+        if not rest:
+            continue
+        if first is None:
+            first = arg
+        elif rest != set(first.free) - set(parts):
+            raise checker.error(
+                "E0406",
+                "what is joined must range over the same indices",
+                arg.span,
+                f"ranges over {shown_axes(arg.free)}",
+                notes=[(first.span, f"ranges over {shown_axes(first.free)}")],
+                hint="if one is meant to be repeated, say so: broadcast[i](...)",
+            )
 
 
 def _broadcast(checker: Checker, e: ast.Call) -> Expr:
     assert e.subscripts is not None
-    axes = tuple(checker.scope.axis(s) for s in e.subscripts)
+    axes = checker.scope.axes(e.subscripts)
     (arg,) = _arguments(checker, e, 1)
-    again = [a for a in axes if a in arg.free]
-    if again:
-        raise checker.error("E0409", f"the argument ranges over '{again[0]}' already", e.span)
+    for axis in axes:
+        _none_has(checker, axis, [arg])
     return Broadcast(e.span, (*axes, *arg.free), arg.kind, arg.of, axes=axes, arg=arg)
