@@ -115,6 +115,7 @@ class _Context:
         self.sound = not self.found.found  # the model's blocks have no mistakes
         self._anatomies: dict[int, Anatomy] = {}
         self._roots: dict[int, Instance | None] = {}
+        self.used: dict[object, Instance] = {}
 
     def anatomy(self, model: ast.Block, unit: Unit) -> Anatomy:
         if id(model) not in self._anatomies:
@@ -302,7 +303,7 @@ class _Maker:
         self, root: Instance, shard: tuple[ShardRule, ...], mesh: Mesh
     ) -> tuple[ShardRule, ...]:
         """The rules with what each divides."""
-        follow = Sizes(self.context.instances, shard, mesh, self.problems)
+        follow = Sizes(self.context.instances, shard, mesh, self.problems, self.context.used)
         try:
             follow.visit(root)
         except DiagnosticError:

@@ -1,6 +1,6 @@
 """What a deployment says, with what it inherits: one set of clauses, nothing of it checked yet.
 
-``deploy b from a`` starts from the clauses of a. A shard rule of b replaces the rule for its target,
+``deploy b from a`` starts from the clauses of a. A shard rule replaces the one for its target,
 a setting of ``train`` or ``serve`` replaces the setting; any other clause replaces a's clause.
 """
 

@@ -38,9 +38,15 @@ class Sizes:
     """Follows one model under one set of rules; ``splits`` collects what each rule divides."""
 
     def __init__(
-        self, instances: Instances, rules: Iterable[ShardRule], mesh: Mesh, found: Diagnostics
+        self,
+        instances: Instances,
+        rules: Iterable[ShardRule],
+        mesh: Mesh,
+        found: Diagnostics,
+        used: dict[object, Instance],
     ):
         self.instances = instances
+        self.used = used  # by user and use: the same for all deployments
         self.mesh = mesh
         self.found = found
         self.rules = [r for r in rules if r.axes]
@@ -106,7 +112,10 @@ class Sizes:
                 self.split(rule, block, use.name, size, use.span)
                 placed.append(_On(rule, use.name, rule.axes))
             arrays += tuple(placed)
-        self.visit(self.instances.used(instance, use), bound, arrays)
+        key = (instance.name, id(use))
+        if key not in self.used:
+            self.used[key] = self.instances.used(instance, use)
+        self.visit(self.used[key], bound, arrays)
 
     # -- what goes wrong -------------------------------------------------------------------------
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
-from lark import Token, Transformer_NonRecursive, v_args
+from lark import Token
 from lark.tree import Meta
 
 from dsl import deploy_syntax as ast
@@ -13,11 +14,10 @@ from dsl.diagnostics import Span
 if TYPE_CHECKING:
     from dsl.syntax import Literal, Name, Setting
 
-MAX_DIGITS = 40  # as for other numbers
+_QUANTITY = re.compile(r"([\d.]+(?:[eE][+-]?\d+)?)[ \t]*(\D+)")
 
 
-@v_args(meta=True)
-class DeployTree(Transformer_NonRecursive):
+class DeployTree:
     """One method per grammar rule of the last section; ``TreeBuilder`` has the rest."""
 
     if TYPE_CHECKING:
@@ -57,17 +57,23 @@ class DeployTree(Transformer_NonRecursive):
         return tuple(self.name(c) for c in children)
 
     def quantity(self, meta: Meta, children: list[Any]) -> ast.Quantity:
-        text = str(children[0])
-        unit = text.lstrip("0123456789.")
-        if unit[:1] in "eE" and unit[1:2] in set("+-0123456789"):
-            unit = unit[2:].lstrip("0123456789")
-        digits = text[: len(text) - len(unit)].rstrip()
-        number = float("nan") if len(digits) > MAX_DIGITS else float(digits)
-        return ast.Quantity(number, unit.strip(), self.span(children[0]))
+        token = children[0]
+        found = _QUANTITY.fullmatch(token)
+        assert found is not None
+        number = self._number(found.group(1), token)
+        assert isinstance(number, (int, float))
+        return ast.Quantity(float(number), found.group(2), self.span(token))
 
     def tile(self, meta: Meta, children: list[Any]) -> ast.TileSize:
-        rows, columns = str(children[0]).replace("x", " ").split()
-        return ast.TileSize(_count(rows), _count(columns), self.span(children[0]))
+        token = children[0]
+        sides = [part.strip() for part in token.split("x")]
+        rows, columns = (None if s == "all" else self._number(s, token) for s in sides)
+        return ast.TileSize(rows, columns, self.span(token))
+
+    def _number(self, digits: str, token: Token) -> Any:
+        """A number that is part of a token."""
+        part = Token.new_borrow_pos("NUMBER", digits, token)
+        return self.number(Meta(), [part]).value
 
     # -- deployments -----------------------------------------------------------------------------
 
@@ -169,9 +175,3 @@ class DeployTree(Transformer_NonRecursive):
     def serve(self, meta: Meta, children: list[Any]) -> ast.Serve:
         phase, *options = children
         return ast.Serve(self.name(phase), tuple(options), self.span(meta))
-
-
-def _count(text: str) -> int | None:
-    """A side of a tile; None for ``all``. A number too long to mean anything becomes 0, which
-    the checker refuses."""
-    return None if text == "all" else int(text) if len(text) <= MAX_DIGITS else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from lark.exceptions import UnexpectedInput, VisitError
+from lark.exceptions import UnexpectedInput
 
 from dsl import syntax
 from dsl.brackets import Layout, depth
@@ -49,11 +49,7 @@ def parse(source: Source, found: Diagnostics) -> syntax.File:
 
 
 def _build(source: Source, text: str, lines_before: int) -> syntax.File:
-    tree = grammar().parse(text)
-    try:
-        return TreeBuilder(source, lines_before).transform(tree)
-    except VisitError as error:
-        raise error.orig_exc from None
+    return TreeBuilder(source, lines_before).transform(grammar().parse(text))
 
 
 def _pieces(text: str) -> list[tuple[int, str]]:

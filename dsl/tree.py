@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lark import Token, v_args
+from lark import Token, Tree
 from lark.tree import Meta
 
 from dsl import syntax as ast
@@ -20,14 +20,32 @@ def _flat(children: list[Any]) -> list[Any]:
     return [c for c in children if c is not None]
 
 
-@v_args(meta=True)
 class TreeBuilder(DeployTree):
     """One method per grammar rule. ``lines_before`` is where this text starts in its file."""
 
     def __init__(self, source: Source, lines_before: int = 0):
-        super().__init__(visit_tokens=False)
         self.source = source
         self.before = lines_before
+
+    def transform(self, tree: Tree[Token]) -> ast.File:
+        """The file: children first, each node by the method of its rule."""
+        waiting: list[Tree[Token] | Token] = [tree]
+        order: list[Tree[Token] | Token] = []
+        while waiting:
+            node = waiting.pop()
+            order.append(node)
+            if isinstance(node, Tree):
+                waiting += node.children
+        done: list[Any] = []
+        for node in reversed(order):
+            if isinstance(node, Tree):
+                first = len(done) - len(node.children)
+                children = done[first:]
+                del done[first:]
+                done.append(getattr(self, node.data)(node.meta, children))
+            else:
+                done.append(node)
+        return done[0]
 
     # -- helpers ---------------------------------------------------------------------------------
 
