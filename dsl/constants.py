@@ -203,6 +203,8 @@ def _polynomial(
         match expr:
             case ast.Literal(value=int(value)) if not isinstance(value, bool):
                 return Extent.of(value)
+            case ast.Literal(value=float(value)):
+                raise ConstantError("E0304", f"{value:g} is not a whole number", expr.span)
             case ast.Ref(name=ref, member=None, subscripts=None):
                 return name(ref.text, ref.span)
             case ast.Group() if expr.inner is not None:
@@ -339,29 +341,25 @@ class Constants:
             for key in decl.keys:
                 value = _config_value(self.choices.config, key)
                 if value is not None:
-                    if not isinstance(value, (int, float, str)):
-                        raise ConstantError(
-                            "E0307",
-                            f"config.json: {key} is a {type(value).__name__}, not a number, text or truth value",
-                            decl.span,
-                        )
-                    return value
+                    return _checked(value, key, decl)
         if name in self.settings:
             return self._evaluate(self.settings[name].value)
         if decl.value is not None:
             return self._evaluate(decl.value)
         if self.choices.config is not None:
+            keys = " or ".join(decl.keys)
             raise ConstantError(
                 "E0301",
-                f"config.json has no {' or '.join(decl.keys)}, which '{name}' needs",
-                decl.span,
+                f"config.json has no {keys}, which '{name}' needs",
+                decl.name.span,
                 f"--set {name}=... gives it a value",
             )
         raise ConstantError(
             "E0301",
             f"'{name}' has no value",
-            decl.span,
-            f"give it with --set {name}=..., a preset, or a checkpoint whose config.json has {decl.keys[0]}",
+            decl.name.span,
+            f"give it with --set {name}=..., with a preset, or with a checkpoint "
+            f"whose config.json has {decl.keys[0]}",
             waits=True,
         )
 
@@ -369,12 +367,30 @@ class Constants:
         return evaluate(expr, self.value, _no_size, self.functions)
 
 
+def _checked(value: Any, key: str, decl: ast.ConstDecl) -> Constant:
+    """A value of config.json that a constant can have."""
+    what = ""
+    if isinstance(value, (list, dict)):
+        what = "a list" if isinstance(value, list) else "a section"
+    elif isinstance(value, float) and not math.isfinite(value):
+        what = str(value)
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        what = "too large a number"
+    if what:
+        raise ConstantError(
+            "E0307",
+            f"config.json: {key} is {what}, not a number, text or truth value",
+            decl.name.span,
+        )
+    return value
+
+
 def _no_size(name: str, span: Span) -> Constant:
     raise ConstantError("E0206", f"no index '{name}' is known here", span)
 
 
 def _config_value(config: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key; null, and a path through what is not a section, count as absent."""
+    """The value at a dotted key; null, and a path through what is no section, count as absent."""
     at: Any = config
     for part in key.split("."):
         if not isinstance(at, Mapping):

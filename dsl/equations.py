@@ -71,7 +71,7 @@ class Checker:
 
     # -- expressions -----------------------------------------------------------------------------
 
-    def expr(self, e: ast.Expr, inside_subscript: bool = False) -> Expr:
+    def expr(self, e: ast.Expr) -> Expr:
         """The typed form of ``e``.
 
         Raises:

@@ -48,9 +48,8 @@ def _sum(checker: Checker, axis: Axis, wanted: Sum, span: Span, declared: Span |
         axis = axis.alias
     if axis == wanted:
         return Take(wanted)
-    if isinstance(axis, Sum) and len(axis.parts) == len(wanted.parts):
-        if all(p.size == q.size for p, q in zip(axis.parts, wanted.parts, strict=True)):
-            return Take(wanted)
+    if isinstance(axis, Sum) and [p.size for p in axis.parts] == [p.size for p in wanted.parts]:
+        return Take(wanted)
     raise _mismatch(checker, axis, str(wanted), span, declared)
 
 
@@ -63,14 +62,26 @@ def _one(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) -
             return _one(checker, axis, given.inner, declared)
         case ast.Literal(value=int()) if not isinstance(given.value, bool):
             return _at(checker, axis, given)
+        case ast.Unary(op="-", operand=ast.Literal(value=int(value))):
+            raise _outside(checker, axis, -value, given.span)
         case ast.Ref(name=name, member=None, subscripts=None):
-            if checker.find(name.text) is None:
-                index = checker.scope.find_index(name.text)
-                if index is not None:
-                    return _index(checker, axis, index, given.span, declared)
+            binding, index = checker.find(name.text), checker.scope.find_index(name.text)
+            # A number cannot be a position, so a value of that kind hides no index.
+            if index is not None and (binding is None or binding.kind != "index"):
+                return _index(checker, axis, index, given.span, declared)
+            if binding is None:
                 if checker.scope.is_constant(name.text):
                     return _at(checker, axis, given)
                 checker.scope.index(name)  # reports it
+        case ast.Binary(op="+" | "-", left=ast.Ref(name=name, subscripts=None)):
+            if checker.find(name.text) is None and checker.scope.find_index(name.text) is axis:
+                raise checker.error(
+                    "E0410",
+                    f"reading a value moved along '{axis}' is not built yet",
+                    given.span,
+                    hint="an input may be another one moved along time: "
+                    "def main(token[t] of w, after[t] = token[t + 1])",
+                )
     return _pick(checker, axis, given, declared)
 
 
@@ -110,12 +121,13 @@ def _product(
                 return Part(part, _product(checker, part, items, span, declared))
     if isinstance(axis, Product):
         if len(axis.parts) != len(items):
-            raise _mismatch(checker, axis, f"a product of {len(items)}", span, declared)
+            raise _mismatch(checker, axis, span.text, span, declared)
         inner = tuple(
             subscript(checker, a, i, declared) for a, i in zip(axis.parts, items, strict=True)
         )
         return Split(axis.parts, inner)
-    assert isinstance(axis, Index)
+    if not isinstance(axis, Index) or axis.kind != "plain":
+        raise _mismatch(checker, axis, span.text, span, declared)
     return _split(checker, axis, items, span, declared)
 
 
@@ -126,17 +138,8 @@ def _split(
     span: Span,
     declared: Span | None,
 ) -> Sub:
-    """A plain index seen as a product: ``x[(p, o)]``, ``x[(p, 0)]``. The extents must multiply up."""
-    known: list[Index | None] = []
-    for item in items:
-        expr = item.parts[0] if len(item.parts) == 1 else None
-        if isinstance(expr, ast.Literal):
-            known.append(None)
-        elif expr is not None and isinstance(expr, ast.Ref) and expr.subscripts is None:
-            known.append(checker.scope.index(expr.name))
-        else:
-            checker.found.error("E0401", "an index or a number is expected here", item.span)
-            raise Failed
+    """A plain index seen as a product: ``x[(p, o)]``, ``x[(p, 0)]``, if the extents multiply up."""
+    known = [_place(checker, item) for item in items]
     rest = Extent.of(1)
     for index in known:
         rest = rest * (index.extent if index is not None else 1)
@@ -146,15 +149,17 @@ def _split(
     except ExtentError:
         missing = Extent.of(0)
     if open_places > 1 or rest * missing != axis.extent or (open_places and not missing.constant):
-        names = ", ".join(i.name if i else "_" for i in known)
-        checker.found.error(
+        raise checker.error(
             "E0402",
-            f"({names}) does not take '{axis.name}' apart",
+            f"{span.text} does not take '{axis}' apart",
             span,
-            f"extent {rest}, and '{axis.name}' has {axis.extent}",
-            notes=[(declared, f"declared with '{axis.name}' here")],
+            f"has extent {rest}, and '{axis}' has {axis.extent}",
+            notes=[
+                (declared, f"declared with '{axis}' here"),
+                (axis.span, f"'{axis}' is declared here"),
+            ],
+            hint="the extents of the parts must multiply up to it, whatever the constants are",
         )
-        raise Failed
     axes = tuple(i if i is not None else Index("_", missing) for i in known)
     inner = tuple(
         Take(i) if i is not None else _at(checker, axes[n], items[n].parts[0])
@@ -163,30 +168,49 @@ def _split(
     return Split(axes, inner)
 
 
+def _place(checker: Checker, item: ast.Subscript) -> Index | None:
+    """What stands in one place of a product: an index, or a fixed position (None)."""
+    match item.parts:
+        case (ast.Literal(value=int(value)),) if item.to is None and not isinstance(value, bool):
+            return None
+        case (ast.Ref(name=name, member=None, subscripts=None),) if item.to is None:
+            index = checker.scope.index(name)
+            if index.kind == "plain":
+                return index
+    raise checker.error("E0401", "an index or a whole number is expected here", item.span)
+
+
 def _at(checker: Checker, axis: Axis, given: ast.Expr) -> Sub:
+    if isinstance(axis, Index) and axis.kind != "plain":
+        raise checker.error(
+            "E0411",
+            f"'{axis}' has no fixed positions: a step may begin anywhere",
+            given.span,
+            hint=f"where a token stands in its sequence is position[{axis}]",
+        )
     size = axis.size.constant
-    if isinstance(given, ast.Literal) and isinstance(given.value, int) and size is not None:
-        if not 0 <= given.value < size:
-            checker.found.error(
-                "E0401",
-                f"'{axis}' runs from 0 to {size - 1}",
-                given.span,
-                f"{given.value} is outside",
-            )
-            raise Failed
+    match given:
+        case ast.Literal(value=int(value)) if size is not None and value >= size:
+            raise _outside(checker, axis, value, given.span)
     return At(given, checker.scope.consts)
 
 
+def _outside(checker: Checker, axis: Axis, value: int, span: Span) -> Failed:
+    size = axis.size.constant
+    reach = f"from 0 to {size - 1}" if size is not None else "from 0 on"
+    return checker.error("E0401", f"'{axis}' counts {reach}", span, f"{value} is outside")
+
+
 def _pick(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) -> Sub:
-    value = checker.expr(given, inside_subscript=True)
+    value = checker.expr(given)
     if value.kind != "index" or value.of is None:
-        checker.found.error(
+        what = "truth value" if value.kind == "bool" else "number"
+        raise checker.error(
             "E0404",
-            "this is a number, not a position of an index",
+            f"this is a {what}, not a position of '{axis}'",
             given.span,
             hint="positions come from argtop, or from an input declared 'of' an index",
         )
-        raise Failed
     target = axis if isinstance(axis, Index) else None
     if value.of is axis or (
         target is not None and target.alias is not None and target.alias == value.of.alias
@@ -194,16 +218,16 @@ def _pick(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) 
         return Pick(value)
     if value.of.alias is not None and value.of.alias == axis:
         return Pick(value)
-    checker.found.error(
+    raise checker.error(
         "E0404",
-        f"this picks a position of '{value.of.name}', and '{axis}' stands here",
+        f"this picks a position of '{value.of}', and '{axis}' stands here",
         given.span,
+        f"expected a position of '{axis}'",
         notes=[
             (declared, f"declared with '{axis}' here"),
-            (value.of.span, f"'{value.of.name}' is declared here"),
+            (value.of.span, f"'{value.of}' is declared here"),
         ],
     )
-    raise Failed
 
 
 def _mismatch(
@@ -217,15 +241,17 @@ def _mismatch(
     notes: list[tuple[Span | None, str]] = [(declared, f"declared with '{axis}' here")]
     hint = ""
     if index is not None:
-        kinds = {index.kind, axis.kind if isinstance(axis, Index) else "plain"}
-        if kinds == {"time", "history"}:
-            hint = "a value over time is read along its history once it is marked: cached name[s,..] = ..."
-        elif isinstance(axis, Index) and index.kind == axis.kind == "plain":
+        kind = axis.kind if isinstance(axis, Index) else "plain"
+        if (kind, index.kind) == ("time", "history"):
+            hint = f"what is read along a history is cached first: cached name[{index},...] = ..."
+        elif (kind, index.kind) == ("history", "time"):
+            hint = f"what is cached is read along its history: name[{axis},...]"
+        elif isinstance(axis, Index) and kind == index.kind == "plain":
             hint = (
-                f"'{given}' has extent {index.extent}, '{axis}' has {axis.extent}: "
-                "only provably equal extents may stand for each other"
+                f"'{index}' has extent {index.extent}, and '{axis}' has {axis.extent}: "
+                "they must be equal whatever the constants are"
             )
-    checker.found.error(
+    return checker.error(
         "E0402",
         f"'{given}' stands where '{axis}' is declared",
         span,
@@ -233,4 +259,3 @@ def _mismatch(
         notes=notes,
         hint=hint,
     )
-    return Failed()
