@@ -70,6 +70,8 @@ def map(body: Body, node: Node) -> Value:
         if folded := _folded(fn, values, node):
             return folded
         values = [body.tensor(values[0]), *values[1:]]
+    if fn == "where":  # torch takes numbers for the two values, but none for the condition
+        values = [body.tensor(values[0]), *values[1:]]
     values = body.together(values)
     axes = union(values, node.type.names)
     dtype = node.type.dtype

@@ -15,7 +15,7 @@ from backends.pytorch.runtime.step import Step
 MOST_SCORES = 1 << 24
 
 Term = tuple[str, Tensor, Tensor]
-Visible = tuple[int, int | None]
+Visible = tuple[int | None, int | None]
 
 
 def attention(
@@ -39,8 +39,8 @@ def attention(
             terms have the same result, which ends in ``ts``.
         value: ``("hts,shv->thv", value)``, the value ``[batch, ...]``.
         scale: what the sum of the terms is multiplied by.
-        visible: (least, beyond): position p sees q where least <= p - q < beyond; beyond None is
-            no bound, so (0, None) is causal. None: everything is visible.
+        visible: (least, beyond): position p sees q where least <= p - q < beyond; None is no
+            bound, so (0, None) is causal. None instead of both: everything is visible.
         mask: bool ``[batch, time, history]``, True where visible.
         dtype: of the result; that of the value unless given.
 
@@ -102,12 +102,16 @@ class _Sight:
         if visible is not None:
             least, beyond = visible
             # Every token sees itself, unless the predicate says otherwise.
-            self.may_see_nothing |= least > 0 or (beyond is not None and beyond <= 0)
+            self.may_see_nothing |= least is not None and least > 0
+            self.may_see_nothing |= beyond is not None and beyond <= 0
             if step.in_order and end > begin:
                 # Positions are places in the history: what no query sees is left out.
                 if beyond is not None:
-                    self.low = max(0, min(step.starts) + begin - beyond + 1)
-                self.high = max(self.low, min(self.high, max(step.starts) + end - least))
+                    first = min(step.starts) + begin - beyond + 1
+                    self.low = min(max(0, first), step.history)
+                if least is not None:
+                    self.high = min(self.high, max(step.starts) + end - least)
+                self.high = max(self.low, self.high)
         seen = step.remembered(
             ("visible", visible, begin, end), lambda: self._visible(step, visible, begin, end)
         )
@@ -121,15 +125,18 @@ class _Sight:
         history = slice(self.low, self.high)
         seen = None if step.history_valid is None else step.history_valid[:, None, history]
         at_the_end = step.in_order and step.time == 1 and len(set(step.starts)) <= 1
-        if visible is None or (at_the_end and visible[0] <= 0):
-            return seen  # the newest token alone: what is out of its window is not in the range
+        if visible is None:
+            return seen
         least, beyond = visible
+        if at_the_end and (least is None or least <= 0):
+            return seen  # the newest token alone: what is out of its window is not in the range
         position = step.pad(step.position)[:, begin:end, None].int()
         gap = position - step.history_position[:, None, history].int()
-        within = gap >= least
-        if beyond is not None:
-            within = within & (gap < beyond)
-        return within if seen is None else within & seen
+        bounds = [gap >= least] if least is not None else []
+        bounds += [gap < beyond] if beyond is not None else []
+        for within in bounds:
+            seen = within if seen is None else within & seen
+        return seen
 
     def near(self, x: Tensor, axis: int) -> Tensor:
         """The range of the history that is seen, of a tensor with the history at ``axis``."""

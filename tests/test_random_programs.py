@@ -1,0 +1,34 @@
+"""Models that are hard on a compiler, hand-written and random: however they are computed, the same.
+
+``differential.py`` says which ways there are. Hand-written ones also equal their meaning in plain
+torch, which no code of this project computes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from compiler.equivalence import difference
+from compiler.interpret import Interpreter, random_weights
+from tests.differential import agree, compiled
+from tests.nasty import MODELS
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_nasty_model_means_what_it_says(name: str, tmp_path: Path) -> None:
+    program = compiled(tmp_path, MODELS[name].text).after("elaborate")
+    weights = random_weights(program, 1, torch.float64)
+    interpreter = Interpreter(program, weights, torch.float64)
+    token = torch.tensor([3, 1, 4, 1, 5, 9, 2])
+    for entry, reference in MODELS[name].references.items():
+        for count in (7, 3):
+            found = interpreter.run(entry, {"token": token[:count]})
+            assert difference(found, reference(weights, token[:count])) < 1e-12, entry
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_nasty_model_computes_the_same_however_it_is_run(name: str, tmp_path: Path) -> None:
+    agree(tmp_path, MODELS[name].text)
