@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from dsl import syntax as ast
 from dsl import typed
 from dsl.calls import Signature, Used
+from dsl.context import Context
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.equations import Binding, Checker
 from dsl.extents import Extent
 from dsl.files import Library, Unit
 from dsl.primitives import BUILTINS
 from dsl.products import reads
-from dsl.scope import Context, Failed, Scope, atoms, size_name
+from dsl.scope import Failed, Scope, atoms, size_name
 from dsl.typed import Axis, Index
 from dsl.variants import Decide, flatten
 

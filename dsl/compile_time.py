@@ -19,7 +19,8 @@ class Readable:
         functions: const functions.
         size: reports an index that has no extent here, and says whether it has one; None where no
             ``size(...)`` may stand, and ``place`` then says where that is.
-        values: names that have no value yet when the model is compiled, and where they are declared.
+        values: names without a value when the model is compiled, and where they are declared.
+        later: where a name is declared further down.
         broken: was this name declared where the file does not parse?
     """
 
@@ -30,6 +31,7 @@ class Readable:
     size: Callable[[ast.Name], bool] | None = None
     place: str = "here"
     values: Mapping[str, Span | None] = field(default_factory=dict)
+    later: Callable[[str], Span | None] = lambda name: None
 
     def check(self, e: ast.Expr) -> bool:
         """Report what ``e`` may not read; True if there is nothing."""
@@ -68,7 +70,16 @@ class Readable:
                 name.span,
                 notes=[(self.values[text], "declared here")],
             )
-        elif not self.broken(text):
+        elif self.broken(text):
+            return False
+        elif self.later(text) is not None:
+            self.found.error(
+                "E0504",
+                f"'{text}' is used before it is declared",
+                name.span,
+                notes=[(self.later(text), "declared here")],
+            )
+        else:
             self.found.error(
                 "E0204",
                 f"no constant is called '{text}'",

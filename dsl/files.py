@@ -56,6 +56,10 @@ class Library:
     def root(self) -> Unit:
         return self.units[-1]
 
+    def index_elsewhere(self, name: str) -> ast.IndexDecl | None:
+        """An index of this name that some file declares at its left margin."""
+        return next((u.indices[name] for u in self.units if name in u.indices), None)
+
     def declarations(self, kind: type) -> list[tuple[ast.Declaration, Unit]]:
         return [(d, u) for u in self.units for d in u.file.declarations if isinstance(d, kind)]
 
@@ -182,7 +186,7 @@ class _Loader:
         unit.broken |= other.broken
         own = {k: v for k, v in other.visible.items() if v[1] is other}
         for name in declaration.names:
-            if name.text not in (own.keys() | other.broken) and not _constant(other, name.text):
+            if name.text not in (own.keys() | other.broken) and not _declares(other, name.text):
                 self.found.error(
                     "E0204",
                     f"{wanted} declares no '{name.text}'",
@@ -259,8 +263,10 @@ def exporter(name: str) -> str:
     return ""
 
 
-def _constant(unit: Unit, name: str) -> bool:
-    return any(isinstance(d, ast.ConstDecl) and d.name.text == name for d in unit.file.declarations)
+def _declares(unit: Unit, name: str) -> bool:
+    """Does a file declare a constant, device, cluster, format or deployment of this name?"""
+    kinds = (ast.ConstDecl, ast.Table, ast.Deploy)
+    return any(isinstance(d, kinds) and d.name.text == name for d in unit.file.declarations)
 
 
 def _short(path: Path) -> str:

@@ -11,12 +11,14 @@ from dsl.compile_time import Readable
 from dsl.constants import NAMED, ConstantError, polynomial
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.extents import Extent
-from dsl.files import Library, Unit
+from dsl.files import Unit
 from dsl.typed import Axis, Index, Product, Sum
-from dsl.variants import spelled
 
 if TYPE_CHECKING:
-    from dsl.calls import Signature
+    from dsl.context import Context
+
+
+UNKNOWN = "?"  # starts the names of extents that a mistake leaves unknown
 
 
 class Failed(Exception):
@@ -57,6 +59,8 @@ class Scope:
         self.parent = parent
         self.indices: dict[str, Index] = {}
         self.failed: set[str] = set()  # names whose declaration is wrong, which has been reported
+        self.later: dict[str, Span] = {}  # indices and constants declared further down
+        self._extents: dict[str, Extent] = {}  # of local constants
         self.found: Diagnostics = parent.found if parent is not None else context.found
         if parent is None:
             functions = {n: d for n, (d, _) in unit.visible.items() if isinstance(d, ast.ConstFn)}
@@ -91,12 +95,35 @@ class Scope:
         index = self.find_index(name.text)
         if index is None:
             if not self.is_broken(name.text):
-                hint = near(name.text, self.known_indices())
-                if not hint and name.text in self.context.constants:
-                    hint = f"'{name.text}' is a constant; give an index this extent: index i : {name.text}"
-                self.found.error("E0206", f"no index is called '{name.text}'", name.span, hint=hint)
+                self._unknown_index(name)
             raise Failed
         return index
+
+    def _unknown_index(self, name: ast.Name) -> None:
+        text = name.text
+        later = self.declared_later(text)
+        if later is not None:
+            self.found.error(
+                "E0504",
+                f"index '{text}' is used before it is declared",
+                name.span,
+                notes=[(later, "declared here")],
+            )
+            return
+        hint = near(text, self.known_indices())
+        if not hint and self.is_constant(text):
+            hint = f"'{text}' is a constant; an index of this extent is declared: index i : {text}"
+        elsewhere = self.context.library.index_elsewhere(text)
+        if not hint and elsewhere is not None:
+            hint = f"indices are not imported: declare it in this file, index {elsewhere.span.text}"
+        if self.context.tell_once(self.found, self.unit, text):
+            self.found.error("E0206", f"no index is called '{text}'", name.span, hint=hint)
+
+    def declared_later(self, name: str) -> Span | None:
+        """Where a name is declared that no line so far has declared."""
+        if name in self.later:
+            return self.later[name]
+        return self.parent.declared_later(name) if self.parent is not None else None
 
     def add_index(self, index: Index, span: Span | None) -> None:
         before = self.indices.get(index.name)
@@ -115,10 +142,8 @@ class Scope:
         try:
             self.add_index(self.build_index(decl), decl.name.span)
         except Failed:
-            # Stands in for the broken one, so that its uses are no further mistakes.
-            self.indices[decl.name.text] = Index(
-                decl.name.text, Extent.name(f"?{decl.name.text}"), span=decl.span
-            )
+            self.indices[decl.name.text] = stand_in(decl)
+            self.failed.add(decl.name.text)
 
     def build_index(self, decl: ast.IndexDecl) -> Index:
         name = decl.name.text
@@ -232,15 +257,16 @@ class Scope:
         try:
             return polynomial(expr, self._extent_name, self._extent_size)
         except ConstantError as error:
-            if not (isinstance(expr, ast.Ref) and self.is_broken(expr.name.text)):
-                error.report(self.found)
+            error.report(self.found)
             raise Failed from None
 
     def _extent_name(self, name: str, span: Span) -> Extent:
         if name in self.consts.local:
-            decl = self.consts.local[name]
-            assert decl.value is not None
-            return polynomial(decl.value, self._extent_name, self._extent_size)
+            if name not in self._extents:
+                value = self.consts.local[name].value
+                assert value is not None
+                self._extents[name] = polynomial(value, self._extent_name, self._extent_size)
+            return self._extents[name]
         if name in self.consts.settings:
             return Extent.name(setting_name(name, self.consts.owner.split(".")[0]))
         if name in self.context.constants:
@@ -248,10 +274,29 @@ class Scope:
         hint = near(name, [*self.consts.local, *self.consts.settings, *self.context.constants])
         if self.find_index(name) is not None:
             hint = f"the extent of index '{name}' is size({name})"
+        if self.is_broken(name):
+            raise Failed
+        later = self.declared_later(name)
+        if later is not None:
+            self.found.error(
+                "E0504",
+                f"'{name}' is used before it is declared",
+                span,
+                notes=[(later, "declared here")],
+            )
+            raise Failed
         raise ConstantError("E0204", f"no constant is called '{name}'", span, hint)
 
     def _extent_size(self, name: str, span: Span) -> Extent:
-        return self.index(ast.Name(name, span)).extent
+        index = self.index(ast.Name(name, span))
+        if index.kind == "open":
+            message = f"the extent of '{name}' depends on itself"
+            self.found.error("E0302", message, span, notes=[(index.span, "declared here")])
+            raise Failed
+        if index.kind != "plain":
+            self.found.error("E0411", f"how long '{name}' is, only a run knows", span)
+            raise Failed
+        return index.extent
 
     def readable(
         self, values: Mapping[str, Span | None] | None = None, failed: Collection[str] = ()
@@ -265,6 +310,7 @@ class Scope:
             lambda name: name in failed or self.is_broken(name),
             self._has_size,
             values=indices | dict(values or {}),
+            later=self.declared_later,
         )
 
     def _has_size(self, name: ast.Name) -> bool:
@@ -281,83 +327,22 @@ class Scope:
     # -- blocks and functions --------------------------------------------------------------------
 
     def is_broken(self, name: str) -> bool:
-        """Is the declaration of ``name`` wrong: reported, unreadable, or in a file that is missing?"""
+        """Is the declaration of ``name`` wrong, unreadable, or in a file that is missing?"""
         if name in self.failed or name in self.unit.broken or "*" in self.unit.broken:
             return True
         return self.parent is not None and self.parent.is_broken(name)
 
 
-class Context:
-    """One program being checked: its files, its constants' names, its time axes."""
+def stand_in(decl: ast.IndexDecl, kind: str = "plain") -> Index:
+    """For an index whose declaration is wrong, so that its uses are no further mistakes."""
+    return Index(
+        decl.name.text, Extent.name(UNKNOWN + decl.name.text), kind=kind, span=decl.name.span
+    )
 
-    def __init__(self, library: Library, found: Diagnostics):
-        self.library = library
-        self.found = found
-        self.constants = _constants(library, found)
-        self._times: dict[str, Index] = {}
-        self._histories: dict[str, Index] = {}
-        self._file_indices: dict[tuple[int, str], Index] = {}
-        self._file_scopes: dict[int, Scope] = {}
-        self._extents: dict[str, Extent] = {}
 
-    def fn_signature(self, name: str, unit: Unit) -> Signature:
-        raise NotImplementedError  # the checker of blocks and functions knows
-
-    def function(self, name: str, unit: Unit) -> tuple[ast.Fn, Unit]:
-        """The function that ``unit`` knows under ``name``, and the file it stands in."""
-        decl, home = unit.visible[name]
-        assert isinstance(decl, ast.Fn)
-        return decl, home
-
-    def file_scope(self, unit: Unit) -> Scope:
-        return self._file_scopes.setdefault(id(unit), Scope(self, unit, ""))
-
-    def file_index(self, unit: Unit, name: str) -> Index:
-        """An index declared at a file's top level, made once."""
-        key = (id(unit), name)
-        if key not in self._file_indices:
-            decl = unit.indices[name]
-            try:
-                index = self.file_scope(unit).build_index(decl)
-            except (Failed, RecursionError):
-                index = Index(name, Extent.name(f"?{name}"), span=decl.span)
-            self._file_indices[key] = index
-        return self._file_indices[key]
-
-    def time(self, name: str, span: Span) -> Index:
-        """The one time axis, whichever files declare it."""
-        if name not in self._times:
-            for other, before in self._times.items():
-                self.found.error(
-                    "E0410",
-                    f"a second time axis, beside '{other}', is not built yet",
-                    span,
-                    notes=[(before.span, "the first is declared here")],
-                    hint=f"the standard library calls it t: index {other} : time",
-                )
-                break
-            self._times[name] = Index(name, Extent.name("time"), "time", span)
-        return self._times[name]
-
-    def history(self, name: str, of: Index, span: Span) -> Index:
-        if name not in self._histories:
-            self._histories[name] = Index(name, Extent.name("history"), "history", span, of=of)
-        return self._histories[name]
-
-    def constant_extent(self, name: str) -> Extent:
-        """A constant's symbol, or the polynomial it is declared to be."""
-        if name not in self._extents:
-            decl = self.constants[name]
-            self._extents[name] = Extent.name(name)  # also ends a circle of definitions
-            if not decl.keys and decl.value is not None and not isinstance(decl.value, ast.Literal):
-                scope = self.file_scope(self.library.root)
-                try:
-                    self._extents[name] = polynomial(
-                        decl.value, scope._extent_name, scope._extent_size
-                    )
-                except (ConstantError, Failed):
-                    pass
-        return self._extents[name]
+def is_known(extent: Extent) -> bool:
+    """Is it made of what is declared without a mistake?"""
+    return not any(name.startswith(UNKNOWN) for name in extent.names)
 
 
 def atoms(axis: Axis) -> list[Index]:
@@ -365,51 +350,3 @@ def atoms(axis: Axis) -> list[Index]:
     if isinstance(axis, Index):
         return [axis]
     return [i for part in axis.parts for i in atoms(part)]
-
-
-def _constants(library: Library, found: Diagnostics) -> dict[str, ast.ConstDecl]:
-    """Constants by name. A file's own declaration goes before those of files that it imports."""
-    declared: dict[str, list[tuple[ast.ConstDecl, Unit]]] = {}
-    for declaration, unit in library.declarations(ast.ConstDecl):
-        assert isinstance(declaration, ast.ConstDecl)
-        name, span = declaration.name.text, declaration.name.span
-        if name in NAMED:
-            found.error("E0203", f"'{name}' is the number {NAMED[name]:.6}...", span)
-        before = declared.setdefault(name, [])
-        twice = next((d for d, u in before if u is unit), None)
-        if twice is not None:
-            _declared_twice(twice, declaration, found)
-        else:
-            before.append((declaration, unit))
-    meant: dict[str, ast.ConstDecl] = {}
-    for name, declarations in declared.items():
-        (first, _), *others = [
-            (d, u) for d, u in declarations if not any(v.imports(u) for _, v in declarations)
-        ]
-        for other, _ in others:
-            if not _same(first, other):
-                hint = "a file that imports both says which is meant by declaring it too"
-                _declared_twice(first, other, found, hint)
-                break
-        meant[name] = first
-    return meant
-
-
-def _declared_twice(
-    first: ast.ConstDecl, second: ast.ConstDecl, found: Diagnostics, hint: str = ""
-) -> None:
-    name = second.name
-    found.error(
-        "E0203",
-        f"constant '{name.text}' is declared twice",
-        name.span,
-        notes=[(first.name.span, "first declared here")],
-        hint=hint,
-    )
-
-
-def _same(a: ast.ConstDecl, b: ast.ConstDecl) -> bool:
-    def value(decl: ast.ConstDecl) -> str:
-        return spelled(decl.value) if decl.value is not None else ""
-
-    return a.keys == b.keys and value(a) == value(b)

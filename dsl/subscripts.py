@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dsl import syntax as ast
 from dsl.diagnostics import Span
 from dsl.extents import Extent, ExtentError
-from dsl.scope import Failed, atoms
+from dsl.scope import Failed, atoms, is_known
 from dsl.typed import At, Axis, Index, Part, Pick, Product, Split, Sub, Sum, Take
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ def _split(
 ) -> Sub:
     """A plain index seen as a product: ``x[(p, o)]``, ``x[(p, 0)]``, if the extents multiply up."""
     known = [_place(checker, item) for item in items]
+    if not is_known(axis.size) or not all(i is None or is_known(i.extent) for i in known):
+        raise Failed
     rest = Extent.of(1)
     for index in known:
         rest = rest * (index.extent if index is not None else 1)
@@ -238,6 +240,8 @@ def _mismatch(
     declared: Span | None,
     index: Index | None = None,
 ) -> Failed:
+    if not is_known(axis.size) or (index is not None and not is_known(index.extent)):
+        return Failed()
     notes: list[tuple[Span | None, str]] = [(declared, f"declared with '{axis}' here")]
     hint = ""
     if index is not None:
