@@ -20,7 +20,7 @@ from dsl.deploy_inherit import Clauses, Home, inherited
 from dsl.deploy_names import Anatomy, shard_target
 from dsl.deploy_sizes import Sizes
 from dsl.deploy_stages import Ranges, StageMaker, check_schedule, overlap
-from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, near
+from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Note, Span, near
 from dsl.files import Library, Unit
 from dsl.formats import Formats, NumberFormat
 from dsl.instances import Instance, Instances
@@ -184,7 +184,15 @@ class _Maker:
         )
         if context.sound and not values.waiting:
             deployment = self._at_sizes(deployment, maker)
-        return replace(deployment, problems=tuple(self.problems.found))
+        return replace(deployment, problems=tuple(map(self._placed, self.problems.found)))
+
+    def _placed(self, problem: Diagnostic) -> Diagnostic:
+        """A problem of an inherited clause says which deployment it is a problem of."""
+        own, at = self.clauses.deploy, problem.span
+        if at is None or (at.source == own.span.source and at.line in range(*_lines(own.span))):
+            return problem
+        note = Note(own.name.span, f"'{own.name.text}' inherits this")
+        return replace(problem, notes=(*problem.notes, note))
 
     # -- clauses ---------------------------------------------------------------------------------
 
@@ -351,3 +359,7 @@ class _Maker:
         check_schedule(
             deployment.overlap, stages, training, ranks, deployment.micro_batches, self.problems
         )
+
+
+def _lines(span: Span) -> tuple[int, int]:
+    return span.line, span.end_line + 1
