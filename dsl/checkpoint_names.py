@@ -36,7 +36,7 @@ def check_names(
             )
         _entries(declaration, target, home, constants, found)
         for literal in declaration.ignored:
-            _placeholders(literal, set(), constants, found)
+            _placeholders(literal, {""}, constants, found)  # {}: any number
         out[name] = (declaration, unit)
     return {name: declaration for name, (declaration, _) in out.items()}
 
