@@ -49,6 +49,7 @@ class Used:
     indices: tuple[Index, ...]
     defs: dict[str, Signature]
     private: frozenset[str]  # defs whose signature names indices of the block's own
+    broken: frozenset[str]  # defs whose signature is wrong, which is reported
 
 
 def _private(checker: Checker, e: ast.Call, used: Used, method: str) -> Failed:
@@ -159,6 +160,8 @@ def _used(checker: Checker, e: ast.Call) -> Expr:
     used, pick = _piece(checker, e)
     method = e.member.text if e.member is not None else "call"
     signature = used.defs.get(method)
+    if method in used.broken or used.use.target[1].broken & {method, "*"}:
+        raise Failed
     if method in used.private:
         raise _private(checker, e, used, method)
     if signature is None:
@@ -247,6 +250,8 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
         raise _no_array(checker, first, name, axis)
     used = pieces[0]
     signature = used.defs.get("call")
+    if "call" in used.broken:
+        raise Failed
     if "call" in used.private:
         raise _private(checker, e, used, "call")
     if signature is None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from dsl import syntax as ast
 from dsl import typed
 from dsl.calls import Signature, Used
 from dsl.context import Context
-from dsl.diagnostics import Diagnostics, Span, near
+from dsl.definitions import claim, define, dtype_of, enter
+from dsl.diagnostics import Diagnostics, Span, counted, near
 from dsl.equations import Binding, Checker
 from dsl.extents import Extent
-from dsl.files import Library, Unit
-from dsl.primitives import BUILTINS
-from dsl.products import reads
+from dsl.files import Library, Unit, exporter
+from dsl.recursion import all_items
 from dsl.scope import Failed, Scope, atoms, size_name
-from dsl.typed import Axis, Index
-from dsl.variants import Decide, flatten
-
-DTYPES = ("act", "f32")
+from dsl.typed import Index
+from dsl.variants import Decide, conditional, conditions, flatten
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Head:
     indices: tuple[Index, ...]
     defs: dict[str, Signature]
     private: frozenset[str]
+    broken: frozenset[str]  # defs whose signature is wrong, which is reported with the block
 
 
 class ProgramChecker(Context):
@@ -81,16 +81,34 @@ class ProgramChecker(Context):
 
     def head(self, decl: ast.Block, unit: Unit) -> Head:
         if id(decl) not in self._heads:
+            own = {i.name.text for i in all_items(decl.members) if isinstance(i, ast.IndexDecl)}
             defs: dict[str, Signature] = {}
             private: set[str] = set()
-            for member in _all_defs(decl.members):
+            broken: set[str] = set()
+            for member in all_items(decl.members):
+                if not isinstance(member, ast.Def):
+                    continue
+                name = member.name.text
                 scope = self.base_scope(decl, unit)
                 scope.found = Diagnostics()
                 try:
-                    defs[member.name.text] = self.signature(member, scope, ())
+                    signature = self.signature(member, scope, ())
                 except Failed:
-                    private.add(member.name.text)
-            self._heads[id(decl)] = Head(self.formals(decl), defs, frozenset(private))
+                    missing = {d.span.text for d in scope.found.found if d.span is not None}
+                    (private if missing & own else broken).add(name)
+                    continue
+                if name in defs and not _alike(defs[name], signature):
+                    self.found.error(
+                        "E0510",
+                        f"the def '{name}' does not always take and give the same",
+                        signature.span,
+                        notes=[(defs[name].span, "it does otherwise here")],
+                        hint="conditions belong in its body: def ... { if ... { } else { } }",
+                    )
+                defs[name] = signature
+            self._heads[id(decl)] = Head(
+                self.formals(decl), defs, frozenset(private), frozenset(broken)
+            )
         return self._heads[id(decl)]
 
     def signature(
@@ -105,6 +123,11 @@ class ProgramChecker(Context):
                 failed = True
         result_axes = scope.axes(decl.result.subscripts)
         of = scope.index(decl.result.of) if decl.result.of else None
+        if len({f.name for f in formals}) < len(formals):
+            seen: dict[str, Span] = {}
+            for formal in decl.formals:
+                claim(scope, seen, formal.name)
+            failed = True
         if failed:
             raise Failed
         return Signature(decl.name.text, indices, tuple(formals), result_axes, of, decl.name.span)
@@ -126,21 +149,40 @@ class ProgramChecker(Context):
         ):
             scope.found.error(
                 "E0508",
-                "an input may be another input moved along time, and nothing else",
+                "an input may be another one moved ahead along time, and nothing else",
                 formal.value.span,
-                hint="after[t] = token[t + 1]",
+                hint="token[t] of w, after[t] = token[t + 1]",
             )
             raise Failed
         return typed.Formal(formal.name.text, axes, source.of, formal.span, shifted[0], shifted[2])
 
     # -- blocks ----------------------------------------------------------------------------------
 
+    def check_head(self, decl: ast.Block | ast.Fn, unit: Unit) -> None:
+        """What is the same however the conditions turn out: the conditions, and the settings."""
+        scope = self.base_scope(decl, unit)
+        items = decl.members if isinstance(decl, ast.Block) else decl.body
+        values = {i.name.text: i.name.span for i in all_items(items) if _is_local(i)}
+        reads = scope.readable(values)
+        reads.size, reads.place = None, "where conditions are decided"
+        for condition in conditions(items):
+            reads.check(condition)
+        if isinstance(decl, ast.Block):
+            self.head(decl, unit)
+            taken: dict[str, Span] = {}
+            outside = scope.readable()
+            outside.size, outside.place = None, "in the default of a setting"
+            outside.constants = self.constants
+            for setting in decl.settings:
+                claim(scope, taken, setting.name)
+                outside.check(setting.value)
+
     def block(self, decl: ast.Block, unit: Unit, decide: Decide) -> typed.Block:
         """The typed form of a block when its conditions turn out as ``decide`` says."""
         scope = self.base_scope(decl, unit)
         members = list(flatten(decl.members, decide))
-        taken: dict[str, Span] = {}
-        self._enter(scope, members)
+        taken = {s.name.text: s.name.span for s in decl.settings}
+        enter(scope, members, taken)
         stored = tuple(
             s
             for m in members
@@ -157,7 +199,7 @@ class ProgramChecker(Context):
         signatures: dict[str, Signature] = {}
         for member in members:
             if isinstance(member, ast.Def):
-                _claim(scope, taken, member.name, "def")
+                claim(scope, taken, member.name)
                 try:
                     signatures[member.name.text] = self.signature(member, scope, ())
                 except Failed:
@@ -165,18 +207,16 @@ class ProgramChecker(Context):
         defs: dict[str, typed.Def] = {}
         for member in members:
             if isinstance(member, ast.Def) and member.name.text in signatures:
+                name = member.name.text
                 checker = Checker(
-                    Scope(self, unit, f"{decl.name.text}.{member.name.text}", scope), dict(values)
+                    Scope(self, unit, f"{decl.name.text}.{name}", scope), dict(values)
                 )
                 checker.failed |= broken
                 checker.defs = signatures
+                checker.conditional = _conditional(decl.members, members)
                 self._give_uses(checker, uses)
-                try:
-                    defs[member.name.text] = self.definition(
-                        member, signatures[member.name.text], checker, decide
-                    )
-                except Failed:
-                    pass
+                with suppress(Failed):
+                    defs[name] = define(checker, member, signatures[name], decide)
         settings = {s.name.text: s.value for s in decl.settings}
         return typed.Block(
             decl.name.text,
@@ -193,33 +233,17 @@ class ProgramChecker(Context):
         for use in uses:
             target, home = use.target
             head = self.head(target, home)
-            used = Used(use, head.indices, head.defs, head.private)
+            used = Used(use, head.indices, head.defs, head.private, head.broken)
             checker.pieces.setdefault(use.name, []).append(used)
             checker.uses.setdefault(use.name, used)
-
-    def _enter(self, scope: Scope, items: list[ast.Item]) -> None:
-        """Indices and constants of a block or def."""
-        for item in items:
-            if isinstance(item, ast.ConstDecl):
-                if item.keys or item.value is None:
-                    scope.found.error(
-                        "E0308",
-                        "only constants at the left margin read config.json",
-                        item.span,
-                        hint="declare the constant outside the block",
-                    )
-                else:
-                    scope.consts.local[item.name.text] = item
-            elif isinstance(item, ast.IndexDecl):
-                scope.declare(item)
 
     def _stored(
         self, decl: ast.ParamDecl, scope: Scope, taken: dict[str, Span]
     ) -> list[typed.Stored]:
-        _claim(scope, taken, decl.name, decl.role)
+        claim(scope, taken, decl.name)
         try:
             axes = scope.axes(decl.subscripts)
-            dtype = _dtype(scope, decl.dtype) or "act"
+            dtype = dtype_of(scope, decl.dtype) or "act"
         except Failed:
             return []
         dynamic = [a for axis in axes for a in atoms(axis) if a.kind != "plain"]
@@ -227,7 +251,8 @@ class ProgramChecker(Context):
             scope.found.error(
                 "E0411",
                 f"'{decl.name.text}' is stored and cannot range over {dynamic[0].kind}",
-                decl.span,
+                decl.name.span,
+                f"'{dynamic[0]}' is {dynamic[0].kind}",
                 hint="what is kept from token to token is written: cached name[s,...] = ...",
             )
             return []
@@ -244,46 +269,94 @@ class ProgramChecker(Context):
         name = decl.name.text
         pieces = [u for u in uses if u.name == name]
         if not (decl.array is not None and pieces and all(u.array is not None for u in pieces)):
-            _claim(scope, taken, decl.name, "use")
-        visible = unit.visible.get(decl.block.text)
-        if visible is None or not isinstance(visible[0], ast.Block):
+            claim(scope, taken, decl.name)
+        visible, home = unit.visible.get(decl.block.text, (None, unit))
+        if not isinstance(visible, ast.Block):
             if not scope.is_broken(decl.block.text):
-                blocks = [n for n, (d, _) in unit.visible.items() if isinstance(d, ast.Block)]
-                hint = near(decl.block.text, blocks) or "is an import missing?"
-                what = "is a function, not a block" if visible else "is no block"
-                scope.found.error(
-                    "E0205", f"'{decl.block.text}' {what}", decl.block.span, hint=hint
-                )
+                self._no_block(decl.block, visible, scope)
             return
-        target = visible[0]
         try:
-            array = scope.index(decl.array) if decl.array else None
-            bind = tuple(scope.index(i) for i in decl.indices)
+            array = self._array(decl, scope, pieces)
+            bind = tuple(self._bound(i, scope) for i in decl.indices)
         except Failed:
             return
-        if len(bind) != len(target.indices):
-            wanted = f"[{', '.join(i.text for i in target.indices)}]"
+        if len(bind) != len(visible.indices):
+            wanted = ", ".join(i.text for i in visible.indices)
+            number = counted(len(visible.indices), "index", "indices")
             scope.found.error(
                 "E0501",
-                f"'{target.name.text}' takes {len(target.indices)} indices, not {len(bind)}",
+                f"'{visible.name.text}' takes {number} in brackets, not {len(bind) or 'none'}",
                 decl.span,
-                f"expected {target.name.text}{wanted}",
-                notes=[(target.name.span, "declared here")],
+                f"expected {visible.name.text}[{wanted}]" if wanted else "",
+                notes=[(visible.name.span, "declared here")],
             )
             return
+        settings = self._settings(decl, visible, scope)
+        uses.append(
+            typed.Use(name, visible.name.text, (visible, home), array, bind, settings, decl.span)
+        )
+
+    def _no_block(self, name: ast.Name, visible: object, scope: Scope) -> None:
+        text = name.text
+        if not self.tell_once(scope.found, scope.unit, text):
+            return
+        if visible is not None:
+            what, hint = "is a function, not a block", f"call it in an equation: {text}(...)"
+        else:
+            known = scope.unit.visible.items()
+            blocks = [n for n, (d, _) in known if isinstance(d, ast.Block)]
+            what, hint = "is no block", near(text, blocks) or exporter(text)
+        scope.found.error("E0205", f"'{text}' {what}", name.span, hint=hint)
+
+    def _array(self, decl: ast.UseDecl, scope: Scope, pieces: list[typed.Use]) -> Index | None:
+        """The index of an array of blocks."""
+        if decl.array is None:
+            return None
+        array = self._bound(decl.array, scope)
+        for piece in pieces:
+            if piece.array is array:
+                scope.found.error(
+                    "E0203",
+                    f"'{decl.name.text}[{array}]' is declared twice",
+                    decl.name.span,
+                    notes=[(piece.span, "first declared here")],
+                )
+                raise Failed
+        return array
+
+    def _bound(self, name: ast.Name, scope: Scope) -> Index:
+        """An index that blocks can be made for: how long it is must be known before a run."""
+        index = scope.index(name)
+        if index.kind != "plain":
+            scope.found.error(
+                "E0411",
+                f"blocks are made for indices of fixed extent, and '{index}' is {index.kind}",
+                name.span,
+                hint="time and history are not bound: what is called is lifted over them",
+            )
+            raise Failed
+        return index
+
+    def _settings(self, decl: ast.UseDecl, target: ast.Block, scope: Scope) -> dict[str, ast.Expr]:
         known = [s.name.text for s in target.settings]
+        reads = scope.readable()
+        reads.size, reads.place = None, "in a setting"
+        seen: dict[str, Span] = {}
+        out: dict[str, ast.Expr] = {}
         for setting in decl.settings:
-            if setting.name.text not in known:
+            name = setting.name.text
+            claim(scope, seen, setting.name)
+            if name not in known:
                 scope.found.error(
                     "E0306",
-                    f"'{target.name.text}' has no setting '{setting.name.text}'",
+                    f"'{target.name.text}' has no setting '{name}'",
                     setting.name.span,
                     notes=[(target.name.span, "declared here")],
-                    hint=near(setting.name.text, known),
+                    hint=near(name, known),
                 )
-        settings = {s.name.text: s.value for s in decl.settings if s.name.text in known}
-        found = (target, visible[1])
-        uses.append(typed.Use(name, target.name.text, found, array, bind, settings, decl.span))
+            elif reads.check(setting.value):
+                out[name] = setting.value
+        return out
 
     # -- defs and functions ----------------------------------------------------------------------
 
@@ -296,195 +369,11 @@ class ProgramChecker(Context):
         scope = self.base_scope(decl, unit)
         signature = self.signature(decl, scope, self.formals(decl))
         checker = Checker(Scope(self, unit, decl.name.text, scope), {})
-        definition = self.definition(decl, signature, checker, decide)
+        checker.conditional = _conditional(decl.body, list(flatten(decl.body, decide)))
+        definition = define(checker, decl, signature, decide)
         return typed.Fn(
             decl.name.text, self.formals(decl), definition, checker.scope.consts, decl.name.span
         )
-
-    def definition(
-        self, decl: ast.Def | ast.Fn, signature: Signature, checker: Checker, decide: Decide
-    ) -> typed.Def:
-        scope = checker.scope
-        for formal in signature.formals:
-            before = checker.values.get(formal.name)
-            if before is not None:
-                scope.found.error(
-                    "E0203",
-                    f"'{formal.name}' is declared twice",
-                    formal.span,
-                    notes=[(before.span, "first declared here")],
-                )
-            kind = "index" if formal.of is not None else "number"
-            checker.values[formal.name] = Binding(
-                formal.name, "value", formal.axes, formal.span, kind, formal.of
-            )
-        items = list(flatten(decl.body, decide))
-        self._enter(scope, items)
-        equations = [i for i in items if isinstance(i, ast.Equation)]
-        checker.later = {e.name.text: e.name.span for e in equations}
-        typed_equations: list[typed.Equation] = []
-        for equation in equations:
-            checker.later.pop(equation.name.text, None)
-            try:
-                typed_equations.append(self._equation(equation, decl.result, signature, checker))
-            except Failed:
-                checker.failed.add(equation.name.text)
-        result = decl.result.name.text
-        if not any(e.name.text == result for e in equations):
-            if scope.is_broken(result):
-                raise Failed
-            scope.found.error(
-                "E0505",
-                f"the result '{result}' is never defined",
-                decl.result.span,
-                hint=near(result, [e.name.text for e in equations])
-                or f"{_written(decl.result)} = ...",
-            )
-            raise Failed
-        constants = {n: c.value for n, c in scope.consts.local.items() if c.value is not None}
-        return typed.Def(
-            decl.name.text,
-            signature.formals,
-            result,
-            signature.result_axes,
-            signature.result_of,
-            tuple(typed_equations),
-            constants,
-            decl.name.span,
-        )
-
-    def _equation(
-        self, e: ast.Equation, result: ast.Result, signature: Signature, checker: Checker
-    ) -> typed.Equation:
-        scope = checker.scope
-        name = e.name.text
-        before = checker.values.get(name)
-        if before is not None:
-            scope.found.error(
-                "E0203",
-                f"'{name}' is defined twice",
-                e.name.span,
-                notes=[(before.span, "first defined here")],
-                hint="a value keeps its meaning: give the second one another name",
-            )
-            raise Failed
-        if name in BUILTINS:
-            scope.found.error(
-                "E0203",
-                f"'{name}' is a function of the language",
-                e.name.span,
-                hint="choose another name",
-            )
-            raise Failed
-        written = axes = scope.axes(e.subscripts)
-        dtype = _dtype(scope, e.dtype)
-        left, kind = axes, e.kind
-        if kind == "cached":
-            left = _over_time(scope, e, axes)
-        shown = _written(e)
-        value = checker.equation(e, left, shown)
-        if name == result.name.text:
-            dtype = dtype or _dtype(scope, result.dtype)
-            self._matches_result(e, axes, result, signature, value, scope)
-            axes = signature.result_axes
-        decided_by = reads(checker, value) if kind != "cached" else frozenset({"value"})
-        checker.values[name] = Binding(
-            name, "value", axes, e.name.span, value.kind, value.of, decided_by
-        )
-        return typed.Equation(name, kind, written, axes, dtype, value, e.span)
-
-    def _matches_result(
-        self,
-        e: ast.Equation,
-        axes: tuple[Axis, ...],
-        result: ast.Result,
-        signature: Signature,
-        value: typed.Expr,
-        scope: Scope,
-    ) -> None:
-        wanted = signature.result_axes
-        fits = len(axes) == len(wanted) and all(
-            a == w or (not isinstance(w, typed.Sum) and not _dynamic(a, w) and a.size == w.size)
-            for a, w in zip(axes, wanted, strict=True)
-        )
-        if not fits:
-            scope.found.error(
-                "E0402",
-                f"the result is declared as {_written(result)}",
-                e.name.span,
-                f"defined as {_written(e)}",
-                notes=[(result.span, "declared here")],
-            )
-            raise Failed
-        if signature.result_of is not value.of and signature.result_of is not None:
-            scope.found.error(
-                "E0404",
-                f"the result holds positions of '{signature.result_of}'",
-                e.value.span,
-                notes=[(result.span, "declared here")],
-            )
-            raise Failed
-
-
-def _dynamic(a: Axis, b: Axis) -> bool:
-    return any(i.kind != "plain" for axis in (a, b) for i in atoms(axis))
-
-
-def _over_time(scope: Scope, e: ast.Equation, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """The axes of a cached value's right side: its time where the left has its history."""
-    histories = [a for a in axes if isinstance(a, Index) and a.kind == "history"]
-    if len(histories) != 1:
-        scope.found.error(
-            "E0506",
-            f"'{e.name.text}' is cached, so it stands along one history",
-            e.name.span,
-            hint="index s : history t, and then: cached name[s,...] = ... over t",
-        )
-        raise Failed
-    of = histories[0].of
-    assert of is not None
-    if of in axes:
-        scope.found.error(
-            "E0506", f"'{e.name.text}' is cached and cannot range over '{of}' too", e.name.span
-        )
-        raise Failed
-    return tuple(of if a is histories[0] else a for a in axes)
-
-
-def _claim(scope: Scope, taken: dict[str, Span], name: ast.Name, what: str) -> None:
-    before = taken.get(name.text)
-    if before is not None:
-        scope.found.error(
-            "E0203",
-            f"'{name.text}' is declared twice",
-            name.span,
-            notes=[(before, "first declared here")],
-        )
-    taken.setdefault(name.text, name.span)
-
-
-def _dtype(scope: Scope, name: ast.Name | None) -> str | None:
-    if name is None:
-        return None
-    if name.text not in DTYPES:
-        scope.found.error(
-            "E0603",
-            f"'{name.text}' is no element type",
-            name.span,
-            hint=near(name.text, DTYPES)
-            or f"element types are {' and '.join(DTYPES)} (the model's own)",
-        )
-        raise Failed
-    return name.text
-
-
-def _all_defs(items: tuple[ast.Item, ...]) -> Iterator[ast.Def]:
-    for item in items:
-        if isinstance(item, ast.Def):
-            yield item
-        elif isinstance(item, ast.If):
-            yield from _all_defs(item.then)
-            yield from _all_defs(item.otherwise)
 
 
 def _shift(value: ast.Expr) -> tuple[str, str, int] | None:
@@ -501,6 +390,24 @@ def _shift(value: ast.Expr) -> tuple[str, str, int] | None:
     return None
 
 
-def _written(e: ast.Equation | ast.Result | ast.Formal) -> str:
-    subs = ",".join(s.span.text for s in e.subscripts)
-    return f"{e.name.text}[{subs}]" if subs else e.name.text
+def _is_local(item: ast.Item) -> TypeGuard[ast.ConstDecl | ast.ParamDecl | ast.Equation]:
+    return isinstance(item, (ast.ConstDecl, ast.ParamDecl, ast.Equation))
+
+
+def _conditional(declared: tuple[ast.Item, ...], present: list[ast.Item]) -> dict[str, Span]:
+    """What stands under a condition that does not hold this time, by name."""
+    here = {id(item) for item in present}
+    return {
+        item.name.text: item.name.span
+        for item, _ in conditional(declared)
+        if id(item) not in here and not isinstance(item, ast.If)
+    }
+
+
+def _alike(a: Signature, b: Signature) -> bool:
+    """Can a caller take one for the other?"""
+    return (
+        [(f.axes, f.of) for f in a.formals] == [(f.axes, f.of) for f in b.formals]
+        and a.result_axes == b.result_axes
+        and a.result_of is b.result_of
+    )

@@ -127,6 +127,7 @@ def check_program(
 
 
 def _check_variants(checker: ProgramChecker, declaration: ast.Block | ast.Fn, unit: Unit) -> None:
+    checker.check_head(declaration, unit)
     items = declaration.members if isinstance(declaration, ast.Block) else declaration.body
     for decide in variants(items):
         with suppress(Failed):
