@@ -123,7 +123,7 @@ def _cluster(
     written = table.figures[(kinds[0],)]
     device_name = word(written)
     if device_name is None:
-        found.error("E0805", f"'{kinds[0]}' is the name of a device", written.span)
+        found.error("E0805", f"'{kinds[0]}' must name a device", written.span)
         return None
     device = tables.merged("device", device_name, "import clusters")
     sides = {side: checker.side(table, side) for side in ("per_node", "nodes")}
@@ -279,7 +279,7 @@ class _Checker:
         name = spelled(key)
         if wanted == ("word",):
             if word(written) is None:
-                self.error("E0805", f"'{name}' is a name", written.span, "target = sm_90")
+                self.error("E0805", f"'{name}' must be a name", written.span, "target = sm_90")
             return None
         if isinstance(value, Quantity) and wanted != ("count",):
             measured = measure(value, wanted, name, self.found)
@@ -300,7 +300,7 @@ class _Checker:
         too_low = number <= 0 and key[0] not in MAY_BE_ZERO
         if too_low or (what == "fraction" and number > 1):
             allowed = "above 0" if too_low else "at most 100%"
-            self.error("E0805", f"'{name}' is {allowed}", value.span)
+            self.error("E0805", f"'{name}' must be {allowed}", value.span)
             return None
         source = "" if written.source is None else str(written.source.value)
         if not _YEAR.search(source):

@@ -232,7 +232,7 @@ class _Maker:
             else f"'{name.text}' is no mesh axis: this deployment has no mesh",
             name.span,
             notes=[(None if clause is None else clause.span, "the mesh is here")],
-            hint=near(name.text, known),
+            hint=near(name.text, known) or (f"its axes are {', '.join(known)}" if known else ""),
         )
 
     def _shard(self, mesh: Mesh) -> tuple[ShardRule, ...]:
@@ -329,7 +329,9 @@ class _Maker:
                 f" {cluster.size:,} devices",
                 clause.span,
                 " x ".join(str(a.size) for a in mesh.axes),
-                notes=[(cluster.span, f"{cluster.nodes} nodes of {cluster.per_node}")],
+                notes=[
+                    (cluster.span, f"nodes: {cluster.nodes}, devices in each: {cluster.per_node}")
+                ],
             )
         used = {a for r in deployment.shard for a in r.axes}
         used |= {self.staged.text} if self.staged is not None else set()

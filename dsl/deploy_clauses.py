@@ -13,7 +13,7 @@ from dsl.deploy_names import Anatomy, kept_target, selected_target
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.formats import Formats, NumberFormat, checked_tile, word
 from dsl.tables import count, number
-from dsl.units import measure
+from dsl.units import example, measure
 
 OPERANDS = ("weights", "activations", "gradients")
 MOST = 1 << 40
@@ -144,6 +144,8 @@ def _roles(
                 role.name.span,
                 hint=near(name, [*known, "promote"]) or f"it has {', '.join(known)}",
             )
+    if not given.keys() <= {*known, "promote"}:
+        return {}
     if default is None and not any(r.format for r in given.values()):
         default = clause.label  # precision mxfp8 for ...
     roles = {
@@ -239,6 +241,7 @@ class _Options:
     ):
         self.what, self.span, self.values, self.found = what, span, values, found
         self.figures = {f.name.text: f for f in figures}
+        self.unknown = [name for name in self.figures if name not in known]
         for name, figure in self.figures.items():
             if name not in known or figure.keys:
                 found.error(
@@ -252,7 +255,7 @@ class _Options:
         }
 
     def need(self, name: str, example: str) -> None:
-        if name not in self.figures:
+        if name not in self.figures and not any(near(n, [name]) for n in self.unknown):
             self.found.error(
                 "E0804", f"'{self.what}' does not say its '{name}'", self.span, hint=example
             )
@@ -277,11 +280,12 @@ class _Options:
         if figure is None:
             return None
         if not isinstance(figure.value, written.Quantity):
-            self.found.error("E0801", f"'{name}' has no unit", figure.value.span, hint="50 ms")
+            hint = example(("time",))
+            self.found.error("E0801", f"'{name}' has no unit", figure.value.span, hint=hint)
             return None
         measured = measure(figure.value, ("time",), name, self.found)
         if measured is not None and measured.value <= 0:
-            self.found.error("E0805", f"'{name}' is above 0", figure.value.span)
+            self.found.error("E0805", f"'{name}' must be above 0", figure.value.span)
         return None if measured is None else measured.value
 
     def share(self, name: str) -> float | None:
@@ -302,7 +306,7 @@ class _Options:
         named = ast.Name("f32", self.span) if figure is None else word(figure)
         if named is None:
             assert figure is not None
-            self.found.error("E0805", f"'{name}' is the name of a number format", figure.span)
+            self.found.error("E0805", f"'{name}' must name a number format", figure.span)
             return None
         return formats.named(named)
 
@@ -314,7 +318,7 @@ class _Options:
         if named is None or named.text not in known:
             self.found.error(
                 "E0805",
-                f"'{name}' is {what or ' or '.join(known)}",
+                f"'{name}' must be {what or ' or '.join(known)}",
                 figure.value.span,
                 hint=near(named.text if named else "", known),
             )

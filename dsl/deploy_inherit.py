@@ -14,6 +14,7 @@ from dsl import deploy_syntax as written
 from dsl import syntax as ast
 from dsl.diagnostics import Diagnostics, near
 from dsl.files import Unit
+from dsl.tables import report_circle
 
 Home = tuple[written.Deploy, Unit]
 C = TypeVar("C", bound=written.Clause)
@@ -97,13 +98,9 @@ def _chain(
                 )
             return []
         following = (beside or named)[-1]
-        if following[0] in [d for d, _ in chain]:
-            found.error(
-                "E0808",
-                f"deployment '{base.text}' inherits from itself",
-                base.span,
-                notes=[(following[0].name.span, "declared here")],
-            )
+        members = [d for d, _ in chain]
+        if following[0] in members:
+            report_circle("deployment", members[members.index(following[0]) :], found)
             return []
         chain.append(following)
     return chain

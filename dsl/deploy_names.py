@@ -207,7 +207,7 @@ def _find(
         options = sorted(f"{p.block.name.text}.{name}" for p in fitting)
         listed = ", ".join(options[:-1]) + " or " + options[-1]
         found.error(
-            "E0812", f"several blocks have a '{name}'", place.span, hint=f"say which: {listed}"
+            "E0812", f"'{name}' stands in several blocks", place.span, hint=f"say which: {listed}"
         )
         return None
     if homes:
@@ -263,7 +263,9 @@ def _instead(part: Part, kind: str, kinds: tuple[str, ...]) -> str:
     """What to name in its place."""
     block = part.block.name.text
     if "index" in kinds and kind in ("parameter", "state", "value", "use"):
+        formal = {i.text for i in part.block.indices}
         indices = [n for n, (k, _) in part.names.items() if k == "index"]
+        indices.sort(key=lambda n: n in formal)  # its own first
         return f"name one of its indices: {block}.{indices[0]} -> ..." if indices else ""
     if "index" in kinds and kind == "def":
         return "entry points are placed by stages: ... , mtp with the last"

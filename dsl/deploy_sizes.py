@@ -64,6 +64,7 @@ class Sizes:
         self.tokens = [r for r in self.rules if r.target.kind in ("batch", "time")]
         self.splits: dict[Span, dict[Split, None]] = {}
         self._seen: set[object] = set()
+        self._told: set[object] = set()  # pairs of rules that have been seen to disagree
 
     def visit(
         self,
@@ -135,21 +136,31 @@ class Sizes:
                 before = first.setdefault(axis, on)
                 if before.index == on.index or self.mesh.sizes[axis] == 1:
                     continue
-                hint = "give one of them another axis"
-                if "batch" in (before.index, on.index):
-                    hint += ", or place an array of blocks instead of its index"
-                self.found.error(
-                    "E0814",
-                    f"mesh axis '{axis}' would divide '{name}' of '{block}' twice,"
-                    f" along '{before.index}' and along '{on.index}'",
-                    on.rule.span,
-                    notes=[
-                        (before.rule.span, f"'{axis}' is given to '{before.index}' here"),
-                        (span, f"'{name}' has both"),
-                    ],
-                    hint=hint,
-                )
+                self._twice(axis, before, on, name, block, span)
                 return
+
+    def _twice(self, axis: str, one: _On, other: _On, name: str, block: str, span: Span) -> None:
+        first, second = sorted(
+            (one, other), key=lambda on: (on.rule.span.line, on.rule.span.column)
+        )
+        pair = (first.rule.span, second.rule.span)
+        if pair in self._told:
+            return
+        self._told.add(pair)
+        hint = "give one of them another axis"
+        if "batch" in (one.index, other.index):
+            hint += ", or place an array of blocks instead of its index"
+        self.found.error(
+            "E0814",
+            f"mesh axis '{axis}' would divide '{name}' of '{block}' twice,"
+            f" along '{first.index}' and along '{second.index}'",
+            second.rule.span,
+            notes=[
+                (first.rule.span, f"'{axis}' is given to '{first.index}' here"),
+                (span, f"'{name}' has both"),
+            ],
+            hint=hint,
+        )
 
     def differ(self, index: typed.Index, one: ShardRule, other: ShardRule) -> None:
         self.found.error(

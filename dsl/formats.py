@@ -156,8 +156,8 @@ class _Maker:
         elif scale is not None and rounding == "exponents" and scale.fraction:
             self.error(
                 "E0807",
-                f"'{scale.name}' is no power of two, which rounding = exponents gives",
-                self.figures["scale"].span,
+                f"'exponents' makes scales that are powers of two, and these are '{scale}'",
+                self.figures["rounding"].span,
                 "scale = ue8m0",
             )
         infinities, nans = self.truth("infinities", True), self.truth("nans", True)
@@ -221,7 +221,7 @@ class _Maker:
         match figure.value:
             case ast.Literal(value=bool(value)):
                 return value
-        self.error("E0805", f"'{field}' is true or false", figure.span)
+        self.error("E0805", f"'{field}' must be true or false", figure.span)
         return default
 
     def scale(self) -> NumberFormat | None:
@@ -230,9 +230,7 @@ class _Maker:
             return None
         name = word(figure)
         if name is None:
-            self.error(
-                "E0805", "'scale' is the name of a number format", figure.span, "scale = f32"
-            )
+            self.error("E0805", "'scale' must name a number format", figure.span, "scale = f32")
             return None
         scale = self.formats.named(name)
         if scale is None:
@@ -249,7 +247,7 @@ class _Maker:
             tile = checked_tile(figure.value, self.found)
             self.failed = self.failed or tile is None
             return tile
-        self.error("E0805", "'tile' is rows x columns", figure.span, "tile = 1 x 32")
+        self.error("E0805", "'tile' must be rows x columns", figure.span, "tile = 1 x 32")
         return None
 
     def rounding(self) -> str:
@@ -259,7 +257,9 @@ class _Maker:
         name = word(figure)
         if name is not None and name.text in ROUNDINGS:
             return name.text
-        self.error("E0805", f"'rounding' is {', '.join(ROUNDINGS[:-1])} or exponents", figure.span)
+        self.error(
+            "E0805", f"'rounding' must be {', '.join(ROUNDINGS[:-1])} or exponents", figure.span
+        )
         return "nearest"
 
 
@@ -275,7 +275,9 @@ def checked_tile(size: TileSize, found: Diagnostics) -> Tile | None:
     """A tile with sides that make sense; None after a diagnostic."""
     for side in (size.rows, size.columns):
         if side is not None and not 1 <= side <= LARGEST_TILE:
-            found.error("E0805", f"a tile has sides from 1 to {LARGEST_TILE:,}, or all", size.span)
+            found.error(
+                "E0805", f"the sides of a tile must be 1 to {LARGEST_TILE:,}, or all", size.span
+            )
             return None
     return Tile(size.rows, size.columns)
 

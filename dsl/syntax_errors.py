@@ -19,10 +19,11 @@ KEYWORDS = (
     + "config else ignore param state use def if then let cached and or not".split()
     + "inf true false null".split()
 )
-# A line that starts a member, a statement or an entry.
+CLAUSES = "mesh stages shard precision overlap recompute train serve".split()  # of a deployment
+# A line that starts a member, a statement, a clause or an entry.
 START = re.compile(
     r"\s*(?:(?:param|state|use|def|if|let|cached|index|const|ignore)\b"
-    r"|(?:mesh|stages|shard|precision|overlap|recompute|train|serve)\b"
+    rf"|(?:{'|'.join(CLAUSES)})\b"
     r"|[A-Za-z_]\w*\s*(?:\[[^\]\n]*\])?\s*(?::\s*\w+\s*)?=(?!=)|\})"
 )
 UNFINISHED = re.compile(r"(?:[-+*/^=<>|,]|\b(?:and|or|not|then|else))$")
@@ -32,6 +33,9 @@ _READABLE = {
     "NAME": "a name",
     "NUMBER": "a number",
     "STRING": "a quoted text",
+    "QUANTITY": "a number with a unit",
+    "TILE": "a tile such as 1 x 128",
+    "SCHEDULE": "a schedule",
     "ARROW": "'->'",
     "DOTS": "'..'",
     "EQUAL": "'='",
@@ -55,6 +59,7 @@ _GROUPS = [
     ({"NAME", "SIZE"}, "a name, or a size such as 8B"),
     ({"PARAM", "STATE", "USE", "DEF", "INDEX", "CONST", "IF"}, "a member"),
     ({"LET", "CACHED", "INDEX", "CONST", "IF"}, "an equation"),
+    ({name.upper() for name in CLAUSES}, "a clause"),
 ]
 
 _TWINS = {
@@ -256,7 +261,7 @@ def _hint(place: Place, error: UnexpectedToken, expected: set[str]) -> str:
         return "a model declares its own indices and takes none"
     if shown in _WORDS:
         return _WORDS[shown]
-    words = [w.lower() for w in expected if w.lower() in KEYWORDS]
+    words = [w.lower() for w in expected if w.lower() in {*KEYWORDS, *CLAUSES}]
     if token.type == "NAME" and near(shown, words):
         return near(shown, words)
     if token.type in ("NAME", "LBRACE") and before not in KEYWORDS:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dsl import syntax as ast
-from dsl.deploy_syntax import Figure, Table
+from dsl.deploy_syntax import Deploy, Figure, Table
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.files import Library, Unit
 
@@ -82,12 +82,8 @@ class Tables:
                 return self.merged(kind, base)
             following = self.declared[kind][base.text][0]
             if following in chain:
-                self.found.error(
-                    "E0808",
-                    f"{KINDS[kind]} '{base.text}' inherits from itself",
-                    base.span,
-                    notes=[(following.name.span, "declared here")],
-                )
+                circle = chain[chain.index(following) :]
+                report_circle(KINDS[kind], circle, self.found)
                 return None
             chain.append(following)
         figures: dict[Key, Figure] = {}
@@ -125,11 +121,11 @@ def number(
 ) -> int | float | None:
     """A plain number between two bounds; None after a diagnostic."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        found.error("E0805", f"'{name}' is a number", span)
+        found.error("E0805", f"'{name}' must be a number", span)
         return None
     if not least <= value <= most:
         bounds = f"at least {least:g}" if value < least else f"at most {most:g}"
-        found.error("E0805", f"'{name}' is {bounds}", span)
+        found.error("E0805", f"'{name}' must be {bounds}", span)
         return None
     return value
 
@@ -139,7 +135,16 @@ def count(
 ) -> int | None:
     """A whole number between two bounds; None after a diagnostic."""
     if isinstance(value, float):
-        found.error("E0805", f"'{name}' is a whole number", span)
+        found.error("E0805", f"'{name}' must be a whole number", span)
         return None
     checked = number(value, least, most, name, span, found)
     return None if checked is None else int(checked)
+
+
+def report_circle(what: str, circle: Sequence[Table | Deploy], found: Diagnostics) -> None:
+    """Declarations that inherit from each other, at the one that comes first."""
+    first = min(circle, key=lambda d: (d.span.source.name, d.span.line))
+    assert first.base is not None
+    at = circle.index(first)
+    shown = " from ".join(d.name.text for d in [*circle[at:], *circle[:at], first])
+    found.error("E0808", f"{what} '{first.name.text}' inherits from itself", first.base.span, shown)

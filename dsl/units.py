@@ -27,6 +27,15 @@ UNITS: dict[str, dict[str, float]] = {
     "fraction": {"%": 0.01},
 }
 _MEASURES = {unit: (what, size) for what, units in UNITS.items() for unit, size in units.items()}
+_NAMES = {
+    "compute": "a rate of operations",
+    "bandwidth": "a bandwidth",
+    "memory": "an amount of memory",
+    "time": "a time",
+    "power": "a power",
+    "price": "a price",
+    "fraction": "a share",
+}
 _EXAMPLES = {
     "compute": "989 TFLOPS",
     "bandwidth": "3.35 TB/s",
@@ -65,7 +74,8 @@ def measure(
     if what not in wanted:
         found.error(
             "E0801",
-            f"'{name}' is a {_listed(wanted)}, and '{unit}' measures {what}",
+            f"'{name}' is {' or '.join(_NAMES[w] for w in wanted)}, and '{unit}' measures"
+            f" {_NAMES[what]}",
             quantity.span,
             hint=example(wanted),
         )
@@ -76,7 +86,3 @@ def measure(
 def example(wanted: tuple[str, ...]) -> str:
     """``write it as 989 TFLOPS or 85%``."""
     return "write it like " + " or ".join(_EXAMPLES[what] for what in wanted)
-
-
-def _listed(wanted: tuple[str, ...]) -> str:
-    return " or ".join(wanted)
