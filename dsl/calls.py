@@ -10,6 +10,7 @@ from dsl.diagnostics import Span, counted, near
 from dsl.files import exporter
 from dsl.primitives import BUILTINS, check_builtin
 from dsl.products import shown_axes
+from dsl.recursion import sizes
 from dsl.scope import Failed
 from dsl.typed import (
     Axis,
@@ -153,6 +154,18 @@ def _function(checker: Checker, e: ast.Call) -> Expr:
             notes=[(signature.span, "declared here")],
         )
     bind = {f: checker.scope.axis(s) for f, s in zip(signature.indices, given, strict=True)}
+    decl, _ = checker.scope.context.function(e.name.text, checker.scope.unit)
+    for sub, (formal, axis) in zip(given, bind.items(), strict=True):
+        if isinstance(axis, Index) and (
+            axis.kind == "time" or (axis.kind == "history" and formal.name in sizes(decl.body))
+        ):
+            raise checker.error(
+                "E0411",
+                f"'{e.name.text}' works on an index of fixed extent, and '{axis}' is {axis.kind}",
+                sub.span,
+                notes=[(formal.span, "declared here")],
+                hint="what the function does not name is carried through: leave it out",
+            )
     return _call(checker, e, signature, bind, fn=e.name.text)
 
 
@@ -334,7 +347,15 @@ def _call(
     lifted: list[Axis] = list(pick.free) if pick is not None else []
     for formal, arg in zip(signature.formals, args, strict=True):
         wanted_axes = [bound_axis(a, bind) for a in formal.axes]
-        for axis in wanted_axes:
+        for n, axis in enumerate(wanted_axes):
+            if axis in wanted_axes[:n]:
+                raise checker.error(
+                    "E0409",
+                    f"'{axis}' stands for two indices of one argument of '{name}'",
+                    arg.span,
+                    notes=[(formal.span, "declared here")],
+                    hint="declare a second index of the same extent",
+                )
             if axis not in arg.free:
                 raise checker.error(
                     "E0403",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -34,8 +35,8 @@ class Head:
 class ProgramChecker(Context):
     """Checks blocks and functions of one library, each under given conditions."""
 
-    def __init__(self, library: Library, found: Diagnostics):
-        super().__init__(library, found)
+    def __init__(self, library: Library, found: Diagnostics, chosen: Collection[str] = ()):
+        super().__init__(library, found, chosen)
         self._formals: dict[int, tuple[Index, ...]] = {}
         self._signatures: dict[int, Signature | None] = {}
         self._heads: dict[int, Head] = {}

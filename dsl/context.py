@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 class Context:
     """One program being checked: its files, its constants' names, its time axes."""
 
-    def __init__(self, library: Library, found: Diagnostics):
+    def __init__(self, library: Library, found: Diagnostics, chosen: Collection[str] = ()):
         self.library = library
         self.found = found
+        self.chosen = frozenset(chosen)  # constants that a preset or the user sets
         self.constants = _constants(library, found)
         self._told: set[tuple[int, str]] = set()
         self._times: dict[str, Index] = {}
@@ -89,11 +91,13 @@ class Context:
         return self._histories[name]
 
     def constant_extent(self, name: str) -> Extent:
-        """A constant's symbol, or the polynomial it is declared to be."""
+        """A constant's symbol, or the polynomial it is declared to be if nothing else sets it."""
         if name not in self._extents:
             decl = self.constants[name]
             self._extents[name] = Extent.name(name)  # also ends a circle of definitions
-            if not decl.keys and decl.value is not None and not isinstance(decl.value, ast.Literal):
+            derived = decl.value is not None and not isinstance(decl.value, ast.Literal)
+            if derived and not decl.keys and name not in self.chosen:
+                assert decl.value is not None
                 scope = self.file_scope(self.library.root)
                 with suppress(ConstantError, Failed):
                     self._extents[name] = polynomial(

@@ -9,6 +9,7 @@ from dsl.compile_time import Readable
 from dsl.constants import NAMED, Choices, ConstantError, Constants
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.files import Library, Unit
+from dsl.primitives import BUILTINS
 from dsl.recursion import calls
 
 
@@ -35,6 +36,13 @@ def check_declarations(
         for d in unit.file.declarations:
             if isinstance(d, ast.ConstDecl) and d.value is not None and not check(d.value):
                 wrong.add(d.name.text)
+            elif isinstance(d, (ast.Fn, ast.Block, ast.ConstFn)) and d.name.text in BUILTINS:
+                found.error(
+                    "E0203",
+                    f"'{d.name.text}' is a function of the language",
+                    d.name.span,
+                    hint="choose another name",
+                )
             elif isinstance(d, ast.Require) and d.condition is not None:
                 check(d.condition)
             elif isinstance(d, ast.ConstFn):

@@ -18,9 +18,13 @@ from typing import Union
 Monomial = tuple[tuple[str, int], ...]  # ((name, power), ...), sorted by name, no zero powers
 ExtentLike = Union["Extent", int]
 
+MOST_TERMS = 64  # an extent of more terms, or of higher powers, is a slip and takes long to compare
+MOST_POWER = 16
+LARGEST = 2**62
+
 
 class ExtentError(ArithmeticError):
-    """An extent has no value: a division is not exact, or a name is not bound."""
+    """An extent has no value: a division is not exact, a name is not bound, it is too large."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,12 @@ class Extent:
 
     @staticmethod
     def _build(terms: dict[Monomial, Fraction]) -> Extent:
-        return Extent(tuple(sorted((m, c) for m, c in terms.items() if c)))
+        kept = sorted((m, c) for m, c in terms.items() if c)
+        if len(kept) > MOST_TERMS or any(abs(p) > MOST_POWER for m, _ in kept for _, p in m):
+            raise ExtentError("this extent is too complicated")
+        if any(abs(c.numerator) > LARGEST or c.denominator > LARGEST for _, c in kept):
+            raise ExtentError("this extent is too large")
+        return Extent(tuple(kept))
 
     def __add__(self, other: ExtentLike) -> Extent:
         terms = dict(self.terms)
@@ -125,7 +134,7 @@ class Extent:
         """
         total = Fraction(0)
         for monomial, coefficient in self.terms:
-            term = coefficient
+            term = coefficient  # at most 16 factors of 62 bits each
             for name, power in monomial:
                 if name not in values:
                     raise ExtentError(f"'{name}' has no value")

@@ -22,6 +22,8 @@ from dsl.files import Unit
 from dsl.scope import ConstScope, atoms, setting_name, size_name
 from dsl.variants import conditions
 
+LONGEST = 2**31 - 1  # an index that counts further is a slip
+
 Lookup = Callable[[str, Span], Constant]
 
 
@@ -94,6 +96,7 @@ class Instances:
     def lookup(self, instance: Instance, scope: ConstScope | None = None) -> Lookup:
         """What a block's constant expressions can name: its own, its settings, the program's."""
         local = scope.local if scope is not None else {}
+        known: dict[str, Constant] = {}  # each is computed once, however often others name it
 
         def size(name: str, span: Span) -> Constant:
             assert scope is not None
@@ -101,9 +104,11 @@ class Instances:
 
         def look(name: str, span: Span) -> Constant:
             if name in local:
-                value = local[name].value
-                assert value is not None
-                return self.evaluate(value, look, size)
+                if name not in known:
+                    value = local[name].value
+                    assert value is not None
+                    known[name] = self.evaluate(value, look, size)
+                return known[name]
             if name in instance.settings:
                 return instance.settings[name]
             return self.constants.value(name, span)
@@ -247,13 +252,14 @@ class Instances:
                 found.error("E0304", f"index '{index.name}' has no extent: {reason}", index.span)
                 continue
             least = 0 if index in loops else 1
-            if value < least or start < 0:
+            if not least <= value <= LONGEST or start < 0:
                 extent = instance.extent(index.extent)
                 shown = f" ({extent})" if extent.constant is None else ""
+                bound = f"at most {LONGEST}" if value > LONGEST else f"at least {least}"
                 found.error(
                     "E0304",
                     f"index '{index.name}' has extent {value}{shown}",
                     index.span,
-                    hint=f"an extent is at least {least}",
+                    hint=f"an extent is {bound}",
                 )
         found.raise_if_any()

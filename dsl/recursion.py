@@ -128,15 +128,38 @@ def _called(items: tuple[ast.Item, ...]) -> Iterator[tuple[str, Span]]:
             yield from calls(item.value)
 
 
+def sizes(items: tuple[ast.Item, ...]) -> frozenset[str]:
+    """The indices whose extents a body asks for."""
+    asked: set[str] = set()
+    for item in all_items(items):
+        values: list[ast.Expr | None] = []
+        if isinstance(item, (ast.ConstDecl, ast.Equation)):
+            values.append(item.value)
+        elif isinstance(item, ast.IndexDecl):
+            values += [item.size, item.start]
+        for value in values:
+            for e in walk(value) if value is not None else ():
+                match e:
+                    case ast.Call(name=ast.Name(text="size"), arguments=(ast.Ref(name=index),)):
+                        asked.add(index.text)
+    return frozenset(asked)
+
+
 def calls(expr: ast.Expr) -> Iterator[tuple[str, Span]]:
     """Names called in an expression, without those of used blocks' defs."""
+    for e in walk(expr):
+        if isinstance(e, ast.Call) and e.member is None:
+            yield e.name.text, e.name.span
+
+
+def walk(expr: ast.Expr) -> Iterator[ast.Expr]:
+    """An expression and all inside it."""
     stack: list[ast.Expr] = [expr]
     while stack:
         e = stack.pop()
+        yield e
         match e:
-            case ast.Call(name=name, arguments=arguments):
-                if e.member is None:
-                    yield name.text, name.span
+            case ast.Call(arguments=arguments):
                 stack += arguments
             case ast.Unary(operand=operand):
                 stack.append(operand)

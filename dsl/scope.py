@@ -10,7 +10,7 @@ from dsl import syntax as ast
 from dsl.compile_time import Readable
 from dsl.constants import NAMED, ConstantError, polynomial
 from dsl.diagnostics import Diagnostics, Span, near
-from dsl.extents import Extent
+from dsl.extents import Extent, ExtentError
 from dsl.files import Unit
 from dsl.typed import Axis, Index, Product, Sum
 
@@ -179,6 +179,15 @@ class Scope:
         if subscript.to is not None:
             self.found.error("E0401", "'->' belongs to top and argtop", subscript.span)
             raise Failed
+        axis = self._axis(subscript)
+        try:
+            axis.size  # noqa: B018 - a product may be beyond what an extent can be
+        except ExtentError as error:
+            self.found.error("E0304", str(error), subscript.span)
+            raise Failed from None
+        return axis
+
+    def _axis(self, subscript: ast.Subscript) -> Axis:
         if len(subscript.parts) > 1:
             return Sum(self._alone(tuple(self.axis_of(p) for p in subscript.parts), subscript.span))
         return self.axis_of(subscript.parts[0])
