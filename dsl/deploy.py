@@ -184,6 +184,7 @@ class Train:
     Attributes:
         batch: sequences per step, over all ranks; ``sequence``: their length in tokens.
         micro_batch: sequences of one rank that go through the model together.
+        weight: what an entry point's loss counts; 1 where nothing is said, 0 leaves it out.
         gradients, master, moments: how gradients, master weights and optimizer moments are kept.
         imbalance: the busiest rank's share of routed work over the mean.
         casts: fused (with the kernel that makes a value) or separate.
@@ -193,6 +194,7 @@ class Train:
     batch: int
     sequence: int
     micro_batch: int
+    weight: Mapping[str, float]
     gradients: NumberFormat
     master: NumberFormat
     moments: NumberFormat

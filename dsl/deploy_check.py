@@ -15,9 +15,10 @@ from dsl import deploy_syntax as written
 from dsl import syntax as ast
 from dsl.clusters import Cluster, clusters
 from dsl.deploy import Axis, Deployment, Mesh, ShardRule
-from dsl.deploy_clauses import Values, precision_rule, recomputed, serve, train
+from dsl.deploy_clauses import Values, recomputed, serve, train
 from dsl.deploy_inherit import Clauses, Home, inherited
 from dsl.deploy_names import Anatomy, shard_target
+from dsl.deploy_precision import precision_rule
 from dsl.deploy_sizes import Sizes
 from dsl.deploy_stages import Ranges, StageMaker, check_schedule, overlap
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Note, Span, near
@@ -57,10 +58,13 @@ def check_deployments(
         (d, u) for d, u in library.declarations(written.Deploy) if isinstance(d, written.Deploy)
     ]
     _check_twice(homes, found)
+    by_name: dict[str, list[Home]] = {}
+    for deploy, unit in homes:
+        by_name.setdefault(deploy.name.text, []).append((deploy, unit))
     context = _Context(library, instances, tables, formats, made, found)
     deployments: dict[str, Deployment] = {}
     for deploy, unit in homes:  # the file that was asked for comes last and has the last word
-        clauses = inherited(deploy, unit, homes, tables.broken, found)
+        clauses = inherited(deploy, unit, by_name, tables.broken, found)
         deployment = None if clauses is None else _Maker(context, clauses).make()
         if deployment is None or clauses is None:
             continue
@@ -157,7 +161,9 @@ class _Maker:
         training = serving = maker = None
         match clauses.load:
             case written.Train(span=span):
-                training = train(clauses.options, span, values, context.formats, found)
+                training = train(
+                    clauses.options, span, self.anatomy, values, context.formats, found
+                )
             case written.Serve(phase=phase):
                 serving = serve(phase, clauses.options, self.anatomy, values, found)
         if clauses.stages is not None and serving is None:

@@ -1,26 +1,26 @@
-"""The clauses of a deployment that need no mesh: precision, recompute, train, serve."""
+"""The clauses of a deployment that need no mesh: recompute, train, serve."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dsl import deploy_syntax as written
 from dsl import syntax as ast
 from dsl.constants import Constant, ConstantError, Constants, evaluate
-from dsl.deploy import PrecisionRule, Serve, Stored, Target, Train
-from dsl.deploy_names import Anatomy, kept_target, selected_target
+from dsl.deploy import Serve, Target, Train
+from dsl.deploy_names import Anatomy, kept_target
 from dsl.diagnostics import Diagnostics, Span, near
-from dsl.formats import Formats, NumberFormat, checked_tile, word
-from dsl.tables import count, number
+from dsl.formats import Formats, NumberFormat, word
+from dsl.tables import count, key_of, number, spelled
 from dsl.units import example, measure
 
-OPERANDS = ("weights", "activations", "gradients")
 MOST = 1 << 40
 
-TRAIN = "batch sequence micro_batch gradients master moments imbalance casts".split()
+TRAIN = "batch sequence micro_batch weight gradients master moments imbalance casts".split()
 PREFILL = "prompt tokens_per_rank cache_hits utilisation imbalance casts".split()
 DECODE = "context batch_per_rank tpot utilisation draft accepted imbalance casts".split()
+KEYED = ("weight",)
 CASTS = ("fused", "separate")
 
 
@@ -71,147 +71,6 @@ class Values:
         return value
 
 
-# -- precision -------------------------------------------------------------------------------------
-
-
-def precision_rule(
-    clause: written.Precision, anatomy: Anatomy, formats: Formats, found: Diagnostics
-) -> PrecisionRule | None:
-    """A rule; None after a diagnostic."""
-    before = len(found.found)
-    targets: list[Target] = []
-    exceptions: list[Target] = []
-    kinds: dict[str, Span] = {}
-    into = targets
-    for selected in clause.selected:
-        if selected.kind == "except":
-            into = exceptions
-        place = selected.place
-        if place is None:
-            kinds.setdefault(selected.kind, selected.span)
-        elif into is targets and str(place) == "act":
-            kinds.setdefault("act", selected.span)
-        else:
-            if into is targets:
-                kinds.setdefault("named", selected.span)
-            target = selected_target(place, anatomy, found)
-            into += [] if target is None else [target]
-    formats_alone = not clause.roles and clause.label.text in formats.tables.declared["format"]
-    selects = next(iter(kinds), "act" if formats_alone else "parameter")
-    if len(kinds) > 1:
-        found.error(
-            "E0820",
-            "a rule is for contractions, for cached values, for act or for what it names",
-            list(kinds.values())[1],
-            notes=[(next(iter(kinds.values())), "it is for this already")],
-            hint="write a second precision rule",
-        )
-    whole = selects in ("cached", "act")
-    if exceptions and whole:
-        found.error("E0820", "only contractions are excepted", clause.span)
-    roles = _roles(clause, ("values",) if whole else OPERANDS, formats, found)
-    promote = _promote(clause, roles, whole, found)
-    if len(found.found) > before:
-        return None
-    return PrecisionRule(
-        clause.label.text, selects, tuple(targets), tuple(exceptions), roles, promote, clause.span
-    )
-
-
-def _roles(
-    clause: written.Precision, known: tuple[str, ...], formats: Formats, found: Diagnostics
-) -> dict[str, Stored]:
-    given: dict[str, written.Role] = {}
-    default: ast.Name | None = None
-    for role in clause.roles:
-        if role.name is None:
-            default = role.format
-            continue
-        name = role.name.text
-        if name in given:
-            found.error(
-                "E0809",
-                f"'{name}' is given twice",
-                role.span,
-                notes=[(given[name].span, "first given here")],
-            )
-        given[name] = role
-        if name not in (*known, "promote"):
-            found.error(
-                "E0803",
-                f"a rule for {'values' if known == ('values',) else 'contractions'}"
-                f" has no '{name}'",
-                role.name.span,
-                hint=near(name, [*known, "promote"]) or f"it has {', '.join(known)}",
-            )
-    if not given.keys() <= {*known, "promote"}:
-        return {}
-    if default is None and not any(r.format for r in given.values()):
-        default = clause.label  # precision mxfp8 for ...
-    roles = {
-        name: _stored(given.get(name), default, formats, found)
-        for name in known
-        if name in given or name != "gradients"
-    }
-    if "gradients" in known:
-        roles.setdefault("gradients", roles["activations"])
-    return roles
-
-
-def _stored(
-    role: written.Role | None,
-    default: ast.Name | None,
-    formats: Formats,
-    found: Diagnostics,
-) -> Stored:
-    name = role.format if role is not None and role.format is not None else default
-    if name is None or name.text == "act":
-        return Stored(None)
-    format = formats.named(name)
-    if format is None:
-        return Stored(None)
-    tile = format.tile
-    span = name.span if role is None else role.span
-    if role is not None and role.tile is not None:
-        tile = checked_tile(role.tile, found)
-        if format.scale is None:
-            found.error("E0820", f"'{format}' has no scales, so it has no tiles", span)
-    if role is not None and role.count is not None:
-        found.error("E0820", "this is a format, a tile, or both", span, hint="weights = 128 x 128")
-    elif format.scale is not None and tile is None:
-        found.error(
-            "E0820",
-            f"'{format}' has a scale per tile, and nothing says how large a tile is",
-            span,
-            hint="activations = 1 x 128, weights = 128 x 128; all x all is one scale per tensor",
-        )
-    return Stored(format, tile)
-
-
-def _promote(
-    clause: written.Precision, roles: Mapping[str, Stored], whole: bool, found: Diagnostics
-) -> int | None:
-    role = next((r for r in clause.roles if r.name is not None and r.name.text == "promote"), None)
-    if role is None:
-        return None
-    if whole or role.count is None:
-        what = "only contractions sum anything" if whole else "'promote' is a number of elements"
-        found.error("E0820", what, role.span, hint="promote = 128")
-        return None
-    promote = count(role.count.value, 1, MOST, "promote", role.span, found)
-    sides = [(s.tile.columns, name) for name, s in roles.items() if s.tile and s.tile.columns]
-    for side, name in sides:
-        if promote and promote % side and side % promote:
-            found.error(
-                "E0820",
-                f"sums are promoted every {promote} elements, and a tile of {name} has {side}",
-                role.span,
-                hint="one is a multiple of the other, so that no partial sum mixes two scales",
-            )
-            return None
-    return promote
-
-
 # -- recompute -------------------------------------------------------------------------------------
 
 
@@ -240,18 +99,28 @@ class _Options:
         found: Diagnostics,
     ):
         self.what, self.span, self.values, self.found = what, span, values, found
-        self.figures = {f.name.text: f for f in figures}
-        self.unknown = [name for name in self.figures if name not in known]
-        for name, figure in self.figures.items():
-            if name not in known or figure.keys:
+        self.figures: dict[str, written.Figure] = {}
+        self.keyed: list[written.Figure] = []  # weight[mtp] = 0.3
+        self.unknown: list[str] = []
+        for figure in figures:
+            name = figure.name.text
+            if name in known and name in KEYED and len(figure.keys) == 1:
+                self.keyed.append(figure)
+            elif name in known and name not in KEYED and not figure.keys:
+                self.figures[name] = figure
+            else:
+                self.unknown.append(name)
+                shown = [f"{n}[main]" if n in KEYED else n for n in known]
                 found.error(
                     "E0803",
                     f"'{what}' has no setting '{name}'",
                     figure.name.span,
-                    hint=near(name, known) or f"settings are {', '.join(known)}",
+                    hint=near(name, shown) or f"settings are {', '.join(shown)}",
                 )
         self.sources = {
-            name: str(f.source.value) for name, f in self.figures.items() if f.source is not None
+            spelled(key_of(f)): str(f.source.value)
+            for f in [*self.figures.values(), *self.keyed]
+            if f.source is not None
         }
 
     def need(self, name: str, example: str) -> None:
@@ -263,8 +132,28 @@ class _Options:
     def count(self, name: str) -> int | None:
         return self._expression(name, lambda e: self.values.count(e, 1, MOST, name))
 
-    def factor(self, name: str) -> float | None:
-        return self._expression(name, lambda e: self.values.number(e, 1.0, 1e6, name))
+    def factor(self, name: str, least: float = 1.0) -> float | None:
+        return self._expression(name, lambda e: self.values.number(e, least, 1e6, name))
+
+    def weights(self, anatomy: Anatomy) -> dict[str, float]:
+        """What each entry point's loss is multiplied by, where it is said."""
+        entries = [n for n, (kind, _) in anatomy.own.names.items() if kind == "def"]
+        out: dict[str, float] = {}
+        for figure in self.keyed:
+            entry = figure.keys[0]
+            if entry.text not in entries:
+                self.found.error(
+                    "E0811",
+                    f"'{anatomy.model.name.text}' has no entry point called '{entry.text}'",
+                    entry.span,
+                    hint=near(entry.text, entries) or f"it has {', '.join(entries)}",
+                )
+                continue
+            name = spelled(key_of(figure))
+            self.figures[name] = figure
+            weight = self.factor(name, 0.0)
+            out[entry.text] = 1.0 if weight is None else weight
+        return out
 
     def _expression(self, name: str, read: Callable[[ast.Expr], Any]) -> Any:
         figure = self.figures.get(name)
@@ -329,6 +218,7 @@ class _Options:
 def train(
     figures: Iterable[written.Figure],
     span: Span,
+    anatomy: Anatomy,
     values: Values,
     formats: Formats,
     found: Diagnostics,
@@ -345,6 +235,7 @@ def train(
         options.count("batch") or 1,
         options.count("sequence") or 1,
         options.count("micro_batch") or 1,
+        options.weights(anatomy),
         gradients,
         master,
         moments,

@@ -6,7 +6,7 @@ a setting of ``train`` or ``serve`` replaces the setting; any other clause repla
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,9 +14,10 @@ from dsl import deploy_syntax as written
 from dsl import syntax as ast
 from dsl.diagnostics import Diagnostics, near
 from dsl.files import Unit
-from dsl.tables import report_circle
+from dsl.tables import MOST_BASES, key_of, report_circle, report_depth, spelled
 
 Home = tuple[written.Deploy, Unit]
+Homes = Mapping[str, Sequence[Home]]  # by name; several models may have one of a name
 C = TypeVar("C", bound=written.Clause)
 
 
@@ -40,7 +41,7 @@ class Clauses:
 
 
 def inherited(
-    deploy: written.Deploy, unit: Unit, homes: list[Home], broken: set[str], found: Diagnostics
+    deploy: written.Deploy, unit: Unit, homes: Homes, broken: set[str], found: Diagnostics
 ) -> Clauses | None:
     """The clauses of ``deploy``, one of ``homes``; None after a diagnostic."""
     chain = _chain(deploy, unit, homes, broken, found)
@@ -80,12 +81,12 @@ def _nearest(chain: list[Home], kind: type[C]) -> C | None:
 
 
 def _chain(
-    deploy: written.Deploy, unit: Unit, homes: list[Home], broken: set[str], found: Diagnostics
+    deploy: written.Deploy, unit: Unit, homes: Homes, broken: set[str], found: Diagnostics
 ) -> list[Home]:
     """The deployment and its bases, nearest first; nothing after a diagnostic."""
     chain: list[Home] = [(deploy, unit)]
     while (base := chain[-1][0].base) is not None:
-        named = [h for h in homes if h[0].name.text == base.text]
+        named = homes.get(base.text, ())
         named = [h for h in named if h[0] is not chain[-1][0]] or named
         beside = [h for h in named if h[1] is chain[-1][1]]
         if not named:
@@ -94,13 +95,16 @@ def _chain(
                     "E0806",
                     f"no deployment is called '{base.text}'",
                     base.span,
-                    hint=near(base.text, [d.name.text for d, _ in homes]),
+                    hint=near(base.text, homes),
                 )
             return []
         following = (beside or named)[-1]
         members = [d for d, _ in chain]
         if following[0] in members:
             report_circle("deployment", members[members.index(following[0]) :], found)
+            return []
+        if len(chain) > MOST_BASES:
+            report_depth("deployment", deploy, found)
             return []
         chain.append(following)
     return chain
@@ -161,7 +165,7 @@ def _options(clauses: Clauses, chain: list[Home], found: Diagnostics) -> None:
             if _kind(clause) == _kind(load):
                 own: dict[str, written.Figure] = {}
                 for option in clause.options:
-                    _claim(own, option.name.text, option, "given", found)
+                    _claim(own, spelled(key_of(option)), option, "given", found)
                 options |= own
     clauses.options = list(options.values())
 

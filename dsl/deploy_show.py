@@ -129,6 +129,8 @@ def _load(load: Train | Serve) -> dict[str, Any]:
     """The settings of a load, by the names they are written with."""
     values = {name: value for name, value in vars(load).items() if name not in ("span", "sources")}
     out = {n: v.name if isinstance(v, NumberFormat) else v for n, v in values.items()}
+    if isinstance(load, Train):
+        out["weight"] = dict(load.weight)
     return {**out, "sources": dict(load.sources)}
 
 
@@ -231,6 +233,12 @@ def _load_rows(deployment: Deployment) -> list[Row]:
     out: list[Row] = []
     for name, value in _load(load).items():
         if name not in shown_names or value is None:
+            continue
+        if name == "weight":
+            at = load.sources
+            out += [
+                ("", f"weight[{e}] {w:g}", at.get(f"weight[{e}]", "")) for e, w in value.items()
+            ]
             continue
         if name == "tpot":
             shown = f"{value * 1e3:g} ms"

@@ -24,6 +24,7 @@ FIELDS = (
 )  # what a format may declare
 MOST_EXPONENT, MOST_FRACTION, MOST_BIAS, MOST_INTEGER = 11, 52, 2047, 32
 LARGEST_TILE = 1 << 20
+MOST_SCALES = 3
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ class Formats:
             if table.name in self._open:
                 span = table.table.name.span
                 self.found.error("E0807", f"the scale of '{table.name}' is scaled by itself", span)
+                return None
+            if len(self._open) > MOST_SCALES:
+                span = table.table.name.span
+                self.found.error("E0807", f"more than {MOST_SCALES} scales of scales", span)
                 return None
             self._open.append(table.name)
             try:

@@ -11,6 +11,7 @@ from dsl.diagnostics import Diagnostics, Span, near
 from dsl.files import Library, Unit
 
 KINDS = {"device": "device", "cluster": "cluster", "format": "number format"}
+MOST_BASES = 16  # a longer chain of inheritance is a slip
 Key = tuple[str, ...]  # a figure's name and what stands in its brackets
 
 
@@ -85,6 +86,9 @@ class Tables:
                 circle = chain[chain.index(following) :]
                 report_circle(KINDS[kind], circle, self.found)
                 return None
+            if len(chain) > MOST_BASES:
+                report_depth(KINDS[kind], table, self.found)
+                return None
             chain.append(following)
         figures: dict[Key, Figure] = {}
         for one in reversed(chain):
@@ -148,3 +152,8 @@ def report_circle(what: str, circle: Sequence[Table | Deploy], found: Diagnostic
     at = circle.index(first)
     shown = " from ".join(d.name.text for d in [*circle[at:], *circle[:at], first])
     found.error("E0808", f"{what} '{first.name.text}' inherits from itself", first.base.span, shown)
+
+
+def report_depth(what: str, declaration: Table | Deploy, found: Diagnostics) -> None:
+    message = f"{what} '{declaration.name.text}' inherits through more than {MOST_BASES} others"
+    found.error("E0808", message, declaration.name.span)
