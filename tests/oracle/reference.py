@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DeepseekV3ForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import MtpModel
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 from transformers.utils.logging import disable_progress_bar
 
 disable_progress_bar()
@@ -19,7 +18,7 @@ class Reference:
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32):
         # Eager experts and attention: the fused ones refuse odd dims and round elsewhere.
-        self.model = DeepseekV3ForCausalLM.from_pretrained(
+        self.model = AutoModelForCausalLM.from_pretrained(
             checkpoint, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
         ).eval()
         self.layers = self.model.config.num_hidden_layers
@@ -100,9 +99,8 @@ class Reference:
             margins.append(_router_margin(router, output[0]))
 
         modules = [*self.model.modules(), *(self.mtp.modules() if mtp else ())]
-        hooks = [
-            m.register_forward_hook(measure) for m in modules if isinstance(m, DeepseekV3TopkRouter)
-        ]
+        routers = [m for m in modules if type(m).__name__.lower().endswith("topkrouter")]
+        hooks = [m.register_forward_hook(measure) for m in routers]
         (self.mtp_logits if mtp else self.logits)(sequences)
         for hook in hooks:
             hook.remove()
@@ -126,18 +124,25 @@ def _by_checkpoint_name(module: nn.Module):
             yield name, gradient
 
 
-def _router_margin(router: DeepseekV3TopkRouter, logits: Tensor) -> Tensor:
-    biased = logits.sigmoid() + router.e_score_correction_bias
-    grouped = biased.view(len(biased), router.num_group, -1)
-    worth = grouped.topk(2, dim=-1).values.sum(-1)
-    opened = torch.zeros_like(worth).scatter(1, worth.topk(router.topk_group).indices, 1.0).bool()
-    closed_out = grouped.masked_fill(~opened[:, :, None], -torch.inf).flatten(1)
-    return torch.minimum(_gap(worth, router.topk_group), _gap(closed_out, router.top_k))
+def _router_margin(router: nn.Module, logits: Tensor) -> Tensor:
+    """The margin of one router's choices. Softmax routers are measured on their probabilities."""
+    if hasattr(router, "e_score_correction_bias"):  # DeepSeek-V3: a group is worth its best two
+        scores, best = logits.sigmoid() + router.e_score_correction_bias, 2
+    else:
+        scores, best = logits.float().softmax(-1), 1
+    groups, opened = getattr(router, "num_group", None), getattr(router, "topk_group", None)
+    if groups is None or getattr(router, "topk_method", "") == "greedy":
+        return _gap(scores, router.top_k)
+    grouped = scores.view(len(scores), groups, -1)
+    worth = grouped.topk(best, dim=-1).values.sum(-1)
+    is_open = torch.zeros_like(worth).scatter(1, worth.topk(opened).indices, 1.0).bool()
+    closed_out = grouped.masked_fill(~is_open[:, :, None], -torch.inf).flatten(1)
+    return torch.minimum(_gap(worth, opened), _gap(closed_out, router.top_k))
 
 
 def _gap(scores: Tensor, k: int) -> Tensor:
-    """The least distance between the k-th best score and the next."""
+    """The least distance between the k-th best score and the next; closed ones are alike."""
     if k == scores.shape[-1]:
         return torch.tensor(torch.inf)
     best = scores.topk(k + 1).values
-    return (best[:, k - 1] - best[:, k]).min()
+    return (best[:, k - 1] - best[:, k]).nan_to_num(torch.inf).min()
