@@ -248,8 +248,11 @@ class Instances:
                 value = instance.extent(index.extent).at(self.sizes)
                 start = instance.extent(index.start).at(self.sizes)
             except ExtentError as error:
-                reason = self._not_whole(instance.extent(index.extent)) or str(error)
-                found.error("E0304", f"index '{index.name}' has no extent: {reason}", index.span)
+                extent = instance.extent(index.extent)
+                reason = self._not_whole(extent) or str(error)
+                # A constant without a value may wait for a checkpoint.
+                code = "E0304" if extent.names <= self.values.keys() else "E0301"
+                found.error(code, f"index '{index.name}' has no extent: {reason}", index.span)
                 continue
             least = 0 if index in loops else 1
             if not least <= value <= LONGEST or start < 0:
