@@ -5,8 +5,9 @@ import os
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core already; read when torch is imported
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Handing small matrices to other threads takes longer than multiplying them, on a busy machine ten
+# times longer. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine is slow, not wrong. In CI the examples are the same in every run.
 settings.register_profile("dslc", deadline=None, derandomize="CI" in os.environ)

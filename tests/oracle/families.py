@@ -84,10 +84,7 @@ class Family:
         def case(request, tmp_path_factory):
             folder = tmp_path_factory.mktemp(f"{self.file}-{request.param}")
             seed = sorted(cases).index(request.param)
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)  # handing such small matrices to others takes longer
             yield Case(self, folder, {"seed": seed, **cases[request.param]})
-            torch.set_num_threads(threads)
             shutil.rmtree(folder, ignore_errors=True)
 
         return case
