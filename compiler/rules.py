@@ -55,13 +55,17 @@ class Scope:
         """
         if not name:
             return None
+        found: list[Child] = []
         for piece in self.pieces(name):
             array = piece.array
             if array is None or over is None:
                 if array is over:
                     return piece
             elif (array.start, array.size) == (over.start, over.size):
-                return piece
+                found.append(piece)
+        if found:  # several only if they are empty: then it is the one of that name
+            named = [c for c in found if c.array and over and c.array.name == over.name]
+            return (named or found)[0]
         numbered = f"an array over {over.name}: {over.size}" if over else "a single module"
         raise RuleError(f"child '{name}' of {self.module} is not {numbered}")
 

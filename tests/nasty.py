@@ -488,7 +488,8 @@ block L[d] {
   param A[d,a]
   def (x[t,d], b[t,d]) -> y[t,d] {
     z[t,a] = x[t,a] + b[t,a]
-    y[t,d] = tanh(A[d,a] * z[t,a]) + x[t,d]
+    turn[t,d] = cos(0.3 * position[t]) * (d + 1)
+    y[t,d] = tanh(A[d,a] * z[t,a]) * turn[t,d] + x[t,d]
   }
 }
 block K[d] {
@@ -506,17 +507,18 @@ model Own {
   index d : hidden, w : vocab
   const n = 4
   const dense = 0
-  index a : 0 .. dense, b : dense .. 1, e : 1 .. n, z : n .. n
+  index a : 0 .. dense, b : dense .. 1, e : 1 .. n, y : n .. n, z : n .. n
   param embed[w,d]
-  use layers[a] = L[d], layers[b] = K[d], layers[e] = L[d], layers[z] = K[d]
+  use layers[a] = L[d], layers[b] = K[d], layers[e] = L[d], layers[y] = L[d], layers[z] = K[d]
   use norm = RMSNorm[d]
   def main(token[t] of w) -> logits[t,w] {
     x[t,d] = embed[token[t], d]
     x1[t,d] = chain[a](layers, x[t,d], x[t,d])
     x2[t,d] = chain[b](layers, x1[t,d], x[t,d])
     x3[t,d] = chain[e](layers, x2[t,d], norm(x[t,d]))
-    x4[t,d] = chain[z](layers, x3[t,d], x2[t,d])
-    logits[t,w] = embed[w,d] * x4[t,d]
+    x4[t,d] = chain[y](layers, x3[t,d], x2[t,d])
+    x5[t,d] = chain[z](layers, x4[t,d], x2[t,d])
+    logits[t,w] = embed[w,d] * x5[t,d]
   }
   def states(token[t] of w) -> x3[t,d] {
     x[t,d] = embed[token[t], d]
@@ -528,7 +530,8 @@ model Own {
 
 
 def _layer(w: Weights, path: str, x: Tensor, b: Tensor) -> Tensor:
-    return ((x + b) @ w[f"{path}.A"].T).tanh() + x
+    turn = (0.3 * torch.arange(len(x)).double()).cos()[:, None] * torch.arange(1, 7)
+    return ((x + b) @ w[f"{path}.A"].T).tanh() * turn + x
 
 
 def _averaging(w: Weights, path: str, x: Tensor, b: Tensor) -> Tensor:
@@ -545,7 +548,7 @@ def _states(w: Weights, token: Tensor) -> Tensor:
     return x
 
 
-@whole("an array of blocks in four pieces, two of them empty", HEAD + PIECES, states=_states)
+@whole("an array of blocks in five pieces, three of them empty", HEAD + PIECES, states=_states)
 def _(w: Weights, token: Tensor) -> Tensor:
     first = w["embed"][token]
     x = _averaging(w, "layers[0]", first, first)

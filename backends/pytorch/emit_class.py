@@ -13,6 +13,7 @@ from backends.pytorch.emit_tables import table
 from backends.pytorch.emit_text import Text, call, comment, spoken, wrapped
 from backends.pytorch.emit_values import EmitError, Number, Value
 from backends.pytorch.names import TAKEN, Scope, attribute
+from compiler import rules
 from compiler.ir import Child, Dim, Graph, Module, Node, Parameter, Program, Type
 from dsl.extents import Extent
 
@@ -42,11 +43,12 @@ class Array:
         return [c.array for c in self.pieces if c.array is not None]
 
     def place(self, dim: Dim) -> int:
-        """Which piece a loop over ``dim`` runs over."""
-        for place, own in enumerate(self.dims):
-            if (own.start, own.size) == (dim.start, dim.size):
-                return place
-        raise EmitError(f"no piece of '{self.pieces[0].name}' is over {dim}")
+        """Which piece a loop over ``dim`` runs over: of several that are empty, the one of its
+        name."""
+        found = [i for i, d in enumerate(self.dims) if (d.start, d.size) == (dim.start, dim.size)]
+        if not found:
+            raise EmitError(f"no piece of '{self.pieces[0].name}' is over {dim}")
+        return next((i for i in found if self.dims[i].name == dim.name), found[0])
 
 
 @dataclass
@@ -129,17 +131,9 @@ class ClassWriter:
         """The method of a child (of this class itself for "") that is a body."""
         if not child:
             return self.method(body, batched)
-        for piece in self.module.children:
-            if piece.name != child or (piece.array is None) != (over is None):
-                continue
-            array = piece.array
-            if (
-                over is None
-                or array is None
-                or (array.start == over.start and array.size == over.size)
-            ):
-                return self.emitter.writer(piece.module).method(body, batched)
-        raise EmitError(f"{self.module.name} has no child '{child}' for {body}")
+        found = rules.Scope(self.program, self.module.name).child(child, over)
+        assert found is not None  # only "" names no child
+        return self.emitter.writer(found.module).method(body, batched)
 
     # -- methods ---------------------------------------------------------------------------------
 

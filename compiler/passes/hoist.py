@@ -141,6 +141,7 @@ def _receive(caller: Graph, body: Graph, moved: list[str]) -> Graph:
                     label=old.label if old.label not in labels else None,
                 )
                 here[old.name] = rewriter.new.add(made).name
+                labels.add(old.label)  # a second run of the body computes the same once more
         used = {dim.name for name in moved for dim in body[name].type.dims}
         pairs = tuple((a, b) for a, b in names.items() if a != b and a in used and a not in given)
         attrs = {**node.attrs, "dims": (*node.attrs.get("dims", ()), *pairs)}
