@@ -18,6 +18,7 @@ from dsl.typed import (
     Index,
     Iota,
     Map,
+    Pick,
     Position,
     Product,
     Scalar,
@@ -246,6 +247,22 @@ class Checker:
             hint="" if elsewhere is not None else near(text, known),
         )
 
+    def _once(self, subs: list[Sub], e: ast.Ref) -> None:
+        """No index stands in two places of one value, whose diagonal that would be."""
+        seen: set[Axis] = set()
+        for sub in subs:
+            own = [] if isinstance(sub, Pick) else taken(sub)
+            for axis in own:
+                if axis in seen:
+                    raise self.error(
+                        "E0409",
+                        f"'{axis}' stands twice among the indices of one value",
+                        e.span,
+                        hint="for the diagonal, take a second index i of the same extent and sum "
+                        f"where(i == {axis}, ..., 0) over it",
+                    )
+            seen.update(own)
+
     def _value(self, binding: Binding, e: ast.Ref) -> Expr:
         given = e.subscripts or ()
         if len(given) != len(binding.axes):
@@ -271,6 +288,7 @@ class Checker:
                 failed = True
         if failed:
             raise Failed
+        self._once(subs, e)
         free = union(*(tuple(taken(s)) for s in subs))
         return Value(
             e.span,

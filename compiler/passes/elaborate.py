@@ -15,9 +15,9 @@ from compiler.passes import caches, wanted
 from compiler.passes.build import Lifting, dim_of
 from compiler.passes.lower import BodyLowering
 from dsl import typed
+from dsl.entries import entries
 from dsl.instances import Instance, Instances, fail
 from dsl.program import CheckedProgram
-from dsl.scope import atoms
 
 
 def run(program: CheckedProgram) -> Program:
@@ -52,15 +52,12 @@ class Elaborator:
             )
         decl, unit = self.source.model
         root = self.instances.root(decl, unit)
-        entries = {}
-        for name in self.source.entries(root.block):
+        points = {}
+        for name in entries(root.block):
             formals = root.block.defs[name].formals
             inputs = tuple(EntryInput(f.name, f.shift_of, f.shift) for f in formals)
-            if not any(i.kind == "time" for f in formals for a in f.axes for i in atoms(a)):
-                where = root.block.defs[name].span
-                raise fail("E0507", f"no input of the entry point '{name}' runs over time", where)
             body, _ = self.body(root, name, Lifting(tuple(() for _ in formals)))
-            entries[name] = Entry(name, body, inputs)
+            points[name] = Entry(name, body, inputs)
         self.instances.walk(decl, unit)
         modules = {i.name: self._module(i) for i in self.instances.all.values()}
         names = self.source.names.get(decl.name.text)
@@ -71,7 +68,7 @@ class Elaborator:
             root.name,
             modules,
             self.bodies,
-            entries,
+            points,
             ignored,
         )
 

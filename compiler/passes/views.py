@@ -24,7 +24,9 @@ def subscripted(lower: BodyLowering, node: str, e: typed.Value) -> str:
     ]
     names = {d.name for d in held}
     if any(lower.dim(sub.axis).name in names for _, sub in renamed if isinstance(sub, typed.Take)):
-        for position, (dim, _) in enumerate(zip(held, e.subscripts, strict=True)):
+        for position, (dim, sub) in enumerate(zip(held, e.subscripts, strict=True)):
+            if isinstance(sub, typed.Take) and lower.dim(sub.axis).name == dim.name:
+                continue
             aside = Dim(f"{dim.name}~", dim.size, dim.kind, dim.form, dim.parts, dim.start)
             node = lower.view("rename", node, [dim.name], [aside], e.span, dim=dim.name, to=aside)
             held[position] = aside
