@@ -119,7 +119,7 @@ def _stored(
         tile = checked_tile(role.tile, found)
         if format.scale is None:
             found.error("E0820", f"'{format}' has no scales, so it has no tiles", span)
-    if role is not None and role.count is not None:
+    if role is not None and role.number is not None:
         found.error("E0820", "this is a format, a tile, or both", span, hint="weights = 128 x 128")
     elif format.scale is not None and tile is None:
         found.error(
@@ -137,11 +137,11 @@ def _promote(
     role = next((r for r in clause.roles if r.name is not None and r.name.text == "promote"), None)
     if role is None:
         return None
-    if whole or role.count is None:
+    if whole or role.number is None:
         what = "only contractions sum anything" if whole else "'promote' is a number of elements"
         found.error("E0820", what, role.span, hint="promote = 128")
         return None
-    promote = count(role.count.value, 1, MOST_PROMOTED, "promote", role.span, found)
+    promote = count(role.number.value, 1, MOST_PROMOTED, "promote", role.span, found)
     sides = [(s.tile.columns, name) for name, s in roles.items() if s.tile and s.tile.columns]
     for side, name in sides:
         if promote and promote % side and side % promote:

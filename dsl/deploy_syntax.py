@@ -1,12 +1,11 @@
 """The syntax tree of devices, clusters, number formats and deployments.
 
-``dsl.syntax`` names all of these too; they stand in a file of their own for its size.
+Named tuples: making as many frozen dataclasses would cost every start of the command 8 ms.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dsl.diagnostics import Span
 
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from dsl.syntax import Expr, Literal, Name, Setting
 
 
-@dataclass(frozen=True)
-class Quantity:
+class Quantity(NamedTuple):
     """``989 TFLOPS``, ``2 us``, ``56.3%``: a number with its unit, as written."""
 
     number: float
@@ -23,8 +21,7 @@ class Quantity:
     span: Span
 
 
-@dataclass(frozen=True)
-class TileSize:
+class TileSize(NamedTuple):
     """``1 x 128``; None stands for ``all``. In ``stages``, ``4 x 15`` is 15 stages of 4 layers."""
 
     rows: int | None
@@ -32,8 +29,7 @@ class TileSize:
     span: Span
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """``peak[bf16] = 989 TFLOPS "source, date"``: a figure of a device or cluster, a field of a
     number format, a setting of ``train`` or ``serve``."""
 
@@ -44,8 +40,7 @@ class Figure:
     span: Span
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """``device``, ``cluster`` or ``format`` (``kind``). ``base``: whose figures it changes."""
 
     kind: str
@@ -55,8 +50,7 @@ class Table:
     span: Span
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """``batch``, ``vocab``, ``MoE.expert``: what a rule of a deployment speaks of."""
 
     block: Name | None
@@ -67,14 +61,12 @@ class Place:
         return f"{self.block.text}.{self.name.text}" if self.block else self.name.text
 
 
-@dataclass(frozen=True)
-class Mesh:
+class Mesh(NamedTuple):
     axes: tuple[Setting, ...]
     span: Span
 
 
-@dataclass(frozen=True)
-class StageLayers:
+class StageLayers(NamedTuple):
     """``layers 0 .. 61 as (4 x 15, 1)``."""
 
     name: Name
@@ -84,8 +76,7 @@ class StageLayers:
     span: Span
 
 
-@dataclass(frozen=True)
-class StageWith:
+class StageWith(NamedTuple):
     """``mtp with the last``."""
 
     name: Name
@@ -93,15 +84,13 @@ class StageWith:
     span: Span
 
 
-@dataclass(frozen=True)
-class Stages:
+class Stages(NamedTuple):
     axis: Name
     items: tuple[StageLayers | StageWith, ...]
     span: Span
 
 
-@dataclass(frozen=True)
-class ShardRule:
+class ShardRule(NamedTuple):
     """``MoE.expert -> ep with 32 redundant``."""
 
     place: Place
@@ -110,25 +99,22 @@ class ShardRule:
     span: Span
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     rules: tuple[ShardRule, ...]
     span: Span
 
 
-@dataclass(frozen=True)
-class Role:
+class Role(NamedTuple):
     """``e4m3`` (no name), ``weights = 128 x 128``, ``activations = bf16``, ``promote = 128``."""
 
     name: Name | None
     format: Name | None
     tile: TileSize | None
-    count: Literal | None
+    number: Literal | None
     span: Span
 
 
-@dataclass(frozen=True)
-class Selected:
+class Selected(NamedTuple):
     """What a precision rule is for. ``kind``: contractions, parameter (contractions with a
     parameter), cached, named, except; the last two have a ``place``."""
 
@@ -137,35 +123,30 @@ class Selected:
     span: Span
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(NamedTuple):
     label: Name
     roles: tuple[Role, ...]
     selected: tuple[Selected, ...]
     span: Span
 
 
-@dataclass(frozen=True)
-class Overlap:
+class Overlap(NamedTuple):
     schedule: Name
     options: tuple[Figure, ...]
     span: Span
 
 
-@dataclass(frozen=True)
-class Recompute:
+class Recompute(NamedTuple):
     places: tuple[Place, ...]
     span: Span
 
 
-@dataclass(frozen=True)
-class Train:
+class Train(NamedTuple):
     options: tuple[Figure, ...]
     span: Span
 
 
-@dataclass(frozen=True)
-class Serve:
+class Serve(NamedTuple):
     phase: Name
     options: tuple[Figure, ...]
     span: Span
@@ -174,8 +155,7 @@ class Serve:
 Clause = Mesh | Stages | Shard | Precision | Overlap | Recompute | Train | Serve
 
 
-@dataclass(frozen=True)
-class Deploy:
+class Deploy(NamedTuple):
     """``deploy name of Model from base on cluster { ... }``."""
 
     name: Name

@@ -10,9 +10,7 @@ from lark.tree import Meta
 
 from dsl import deploy_syntax as ast
 from dsl.diagnostics import Span
-
-if TYPE_CHECKING:
-    from dsl.syntax import Literal, Name, Setting
+from dsl.syntax import Literal, Name, Ref, Setting
 
 _QUANTITY = re.compile(r"([\d.]+(?:[eE][+-]?\d+)?)[ \t]*(\D+)")
 
@@ -52,6 +50,12 @@ class DeployTree:
         name, keys, value, source = children
         text = None if source is None else self.string(meta, [source])
         return ast.Figure(self.name(name), keys or (), value, text, self.span(meta))
+
+    datum = figure
+
+    def word(self, meta: Meta, children: list[Any]) -> Ref:
+        name = self.name(children[0])
+        return Ref(name, None, None, name.span)
 
     def keys(self, meta: Meta, children: list[Any]) -> tuple[Name, ...]:
         return tuple(self.name(c) for c in children)

@@ -208,13 +208,7 @@ class _Maker:
         figure = self.figures.get(field)
         if figure is None:
             return default
-        value = figure.value
-        given: object = None
-        match value:
-            case ast.Literal():
-                given = value.value
-            case ast.Unary(op="-", operand=ast.Literal(value=int(inner))):
-                given = -inner
+        given = figure.value.value if isinstance(figure.value, ast.Literal) else None
         checked = count(given, least, most, field, figure.span, self.found)
         self.failed = self.failed or checked is None
         return checked
