@@ -10,7 +10,6 @@ from dsl.diagnostics import Span, counted, near
 from dsl.files import exporter
 from dsl.primitives import BUILTINS, check_builtin
 from dsl.products import shown_axes
-from dsl.recursion import sizes
 from dsl.scope import Failed
 from dsl.typed import (
     Axis,
@@ -25,6 +24,7 @@ from dsl.typed import (
     Sum,
     Use,
 )
+from dsl.walking import sizes
 
 if TYPE_CHECKING:
     from dsl.equations import Checker
@@ -133,7 +133,7 @@ def _unknown(checker: Checker, e: ast.Call) -> Failed:
         "E0207",
         f"no function or used block is called '{name}'",
         e.name.span,
-        hint=near(name, known) or exporter(name),
+        hint=exporter(name) or near(name, known),
     )
 
 

@@ -16,10 +16,10 @@ from dsl.diagnostics import Diagnostics, Span, counted, near
 from dsl.equations import Binding, Checker
 from dsl.extents import Extent
 from dsl.files import Library, Unit, exporter
-from dsl.recursion import all_items
 from dsl.scope import Failed, Scope, atoms, size_name
 from dsl.typed import Index
 from dsl.variants import Decide, conditional, conditions, flatten
+from dsl.walking import all_items
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ class ProgramChecker(Context):
         else:
             known = scope.unit.visible.items()
             blocks = [n for n, (d, _) in known if isinstance(d, ast.Block)]
-            what, hint = "is no block", near(text, blocks) or exporter(text)
+            what, hint = "is no block", exporter(text) or near(text, blocks)
         scope.found.error("E0205", f"'{text}' {what}", name.span, hint=hint)
 
     def _array(self, decl: ast.UseDecl, scope: Scope, pieces: list[typed.Use]) -> Index | None:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dsl import syntax as ast
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.files import Library, Unit, exporter
-from dsl.recursion import all_items
+from dsl.walking import all_items
 
 
 def check_names(
@@ -23,7 +23,7 @@ def check_names(
         if not isinstance(target, ast.Block):
             if name not in unit.broken and "*" not in unit.broken:
                 blocks = [n for n, (d, _) in unit.visible.items() if isinstance(d, ast.Block)]
-                hint = near(name, blocks) or exporter(name)
+                hint = exporter(name) or near(name, blocks)
                 found.error("E0205", f"'{name}' is no block", declaration.block.span, hint=hint)
             continue
         before = out.get(name)

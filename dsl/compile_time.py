@@ -20,6 +20,7 @@ class Readable:
         size: reports an index that has no extent here, and says whether it has one; None where no
             ``size(...)`` may stand, and ``place`` then says where that is.
         values: names without a value when the model is compiled, and where they are declared.
+        instead: the hint for these.
         later: where a name is declared further down.
         broken: was this name declared where the file does not parse?
     """
@@ -31,6 +32,7 @@ class Readable:
     size: Callable[[ast.Name], bool] | None = None
     place: str = "here"
     values: Mapping[str, Span | None] = field(default_factory=dict)
+    instead: str = ""
     later: Callable[[str], Span | None] = lambda name: None
 
     def check(self, e: ast.Expr) -> bool:
@@ -69,6 +71,7 @@ class Readable:
                 f"'{text}' has no value when the model is compiled",
                 name.span,
                 notes=[(self.values[text], "declared here")],
+                hint=self.instead,
             )
         elif self.broken(text):
             return False

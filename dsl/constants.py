@@ -135,7 +135,7 @@ class _Evaluation:
 def _number(value: Constant, span: Span) -> int | float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    raise ConstantError("E0303", f"this is {_shown(value)}, not a number", span)
+    raise ConstantError("E0303", f"this is {shown(value)}, not a number", span)
 
 
 def _binary(
@@ -324,7 +324,7 @@ class Constants:
                 raise ConstantError(
                     "E0302",
                     f"'{first}' depends on itself: {' -> '.join(turned)}",
-                    self.declared[first].span,
+                    self.declared[first].name.span,
                 )
             self._open.append(name)
             try:
@@ -339,7 +339,7 @@ class Constants:
             return self.set[name]
         if self.choices.config is not None:
             for key in decl.keys:
-                value = _config_value(self.choices.config, key)
+                value = config_value(self.choices.config, key)
                 if value is not None:
                     return _checked(value, key, decl)
         if name in self.settings:
@@ -364,7 +364,7 @@ class Constants:
         )
 
     def _evaluate(self, expr: ast.Expr) -> Constant:
-        return evaluate(expr, self.value, _no_size, self.functions)
+        return evaluate(expr, self.value, no_size, self.functions)
 
 
 def _checked(value: Any, key: str, decl: ast.ConstDecl) -> Constant:
@@ -385,11 +385,11 @@ def _checked(value: Any, key: str, decl: ast.ConstDecl) -> Constant:
     return value
 
 
-def _no_size(name: str, span: Span) -> Constant:
+def no_size(name: str, span: Span) -> Constant:
     raise ConstantError("E0206", f"no index '{name}' is known here", span)
 
 
-def _config_value(config: Mapping[str, Any], key: str) -> Any:
+def config_value(config: Mapping[str, Any], key: str) -> Any:
     """The value at a dotted key; null, and a path through what is no section, count as absent."""
     at: Any = config
     for part in key.split("."):
@@ -399,52 +399,8 @@ def _config_value(config: Mapping[str, Any], key: str) -> Any:
     return at
 
 
-def check_requirements(
-    requirements: list[ast.Require], constants: Constants, found: Diagnostics
-) -> None:
-    """``require``: what config.json or the constants must say for this file to be the right maths.
-
-    A key that is absent is as it should be; where it holds a list, each of its items is looked at.
-    """
-    for need in requirements:
-        if need.condition is not None:
-            try:
-                if not evaluate(need.condition, constants.value, _no_size, constants.functions):
-                    found.error(
-                        "E0305",
-                        f"this does not hold: {need.condition.span.text}",
-                        need.condition.span,
-                    )
-            except ConstantError as error:
-                error.report(found)
-            continue
-        if constants.choices.config is None:
-            continue
-        for key in need.keys:
-            value = _config_value(constants.choices.config, key)
-            allowed = [literal.value for literal in need.allowed]
-            items = value if isinstance(value, list) else [value]
-            other = next(
-                (i for i in items if not any(_equal(i, a) for a in (None, *allowed))), None
-            )
-            if other is None:
-                continue
-            wanted = " or ".join(_shown(a) for a in allowed)
-            has = "has" if isinstance(value, list) else "is"
-            found.error(
-                "E0305",
-                f"config.json: {key} {has} {_shown(other)}, and this model is written for {wanted}",
-                need.span,
-                "required here",
-            )
-
-
-def _equal(value: Any, wanted: Constant) -> bool:
-    """1 and 1.0 are the same, 1 and true are not."""
-    return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A constant as it is written."""
     if isinstance(value, str):
         return f'"{value}"'
     if value is None or isinstance(value, bool):

@@ -13,7 +13,7 @@ from dsl.extents import Extent
 from dsl.files import Library, Unit
 from dsl.scope import Failed, Scope, stand_in
 from dsl.typed import Index
-from dsl.variants import spelled
+from dsl.walking import spelled
 
 if TYPE_CHECKING:
     from dsl.calls import Signature

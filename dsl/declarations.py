@@ -10,7 +10,7 @@ from dsl.constants import NAMED, Choices, ConstantError, Constants
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.files import Library, Unit
 from dsl.primitives import BUILTINS
-from dsl.recursion import calls
+from dsl.walking import calls
 
 
 def readable(unit: Unit, constants: Collection[str], found: Diagnostics, place: str) -> Readable:

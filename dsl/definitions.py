@@ -9,10 +9,10 @@ from dsl.diagnostics import Span, near
 from dsl.equations import Binding, Checker
 from dsl.primitives import BUILTINS
 from dsl.products import reads
-from dsl.recursion import all_items
 from dsl.scope import Failed, Scope, atoms
 from dsl.typed import Axis, Index
 from dsl.variants import Decide, flatten
+from dsl.walking import all_items
 
 DTYPES = ("act", "f32")
 

@@ -63,7 +63,8 @@ class Note:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One mistake. ``label`` stands under the underlined text."""
+    """One mistake, or, with a code that starts with W, what is likely one and does no harm.
+    ``label`` stands under the underlined text."""
 
     code: str
     message: str
@@ -72,9 +73,13 @@ class Diagnostic:
     notes: tuple[Note, ...] = ()
     hint: str = ""
 
+    @property
+    def is_warning(self) -> bool:
+        return self.code.startswith("W")
+
     def render(self) -> str:
         """The message as shown to the user, without colours."""
-        out = [f"error[{self.code}]: {self.message}"]
+        out = [f"{'warning' if self.is_warning else 'error'}[{self.code}]: {self.message}"]
         if self.span:
             out += _place(self.span, self.label, "^", "-->")
         for note in self.notes:
@@ -108,6 +113,7 @@ class Diagnostics:
 
     def __init__(self) -> None:
         self.found: list[Diagnostic] = []
+        self.warnings: list[Diagnostic] = []
 
     def error(
         self,
@@ -123,8 +129,9 @@ class Diagnostics:
         self.add(Diagnostic(code, message, span, label, kept, hint))
 
     def add(self, diagnostic: Diagnostic) -> None:
-        if diagnostic not in self.found:
-            self.found.append(diagnostic)
+        told = self.warnings if diagnostic.is_warning else self.found
+        if diagnostic not in told:
+            told.append(diagnostic)
 
     def raise_if_any(self) -> None:
         if self.found:

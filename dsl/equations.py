@@ -126,7 +126,10 @@ class Checker:
             Failed: it reads something else (reported).
         """
         values = {n: b.span for n, b in self.values.items()} | self.later
-        if not self.scope.readable(values, self.failed).check(e):
+        reads = self.scope.readable(values, self.failed)
+        if isinstance(e, ast.Choose):
+            reads.instead = "between values chooses where(condition, a, b)"
+        if not reads.check(e):
             raise Failed
         return self._scalar(e, "bool" if _is_truth(e) else "number")
 

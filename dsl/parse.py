@@ -15,7 +15,7 @@ from dsl import syntax
 from dsl.brackets import Layout, depth
 from dsl.diagnostics import Diagnostics, Refused, Source, Span
 from dsl.grammar import grammar
-from dsl.syntax_errors import DECLARATIONS, UNFINISHED, Place, report, starts_like_one
+from dsl.syntax_errors import DECLARATIONS, UNFINISHED, Missing, Place, report, starts_like_one
 from dsl.tree import TreeBuilder
 
 MOST_MISTAKES = 10  # of one declaration; more than that is not an .arch file
@@ -80,7 +80,7 @@ class _Piece:
                 file = _build(source, text, line)
             except Refused as refused:
                 found.add(refused.diagnostic)
-                at: int | None = place.offset(refused.diagnostic.span)
+                at: int | Missing | None = place.offset(refused.diagnostic.span)
             except UnexpectedInput as error:
                 if (error.pos_in_stream or len(text)) <= reached:
                     break  # a consequence of what was left out
@@ -88,6 +88,12 @@ class _Piece:
             else:
                 self.declarations, self.edition = file.declarations, file.edition
                 return
+            if isinstance(at, Missing):
+                mended = text[: at.offset - 1] + at.mark + text[at.offset :]
+                if Layout(mended).unpaired() is None:
+                    text, reached = mended, at.offset - 1
+                    continue
+                at = at.last
             stretch = None if at is None else _statement(place, at)
             if stretch is None:
                 break

@@ -219,7 +219,7 @@ def _choice(checker: Checker, e: ast.Call) -> Expr:
     arg = checker._want(_inside(checker, e.arguments[0], [axis]), "number")
     parts = _ranges_over(checker, arg, axis, name)
     not_along_time(checker, parts, e.span)
-    if axis.kind == "history" and name != "softmax":
+    if axis.kind == "history" and name in ("top", "argtop"):
         raise checker.error("E0410", f"'{name}' over a history is not built yet", e.span)
     keeps = tuple(axis if a == parts[0] else a for a in arg.free if a == parts[0] or a not in parts)
     if to is not None and to in arg.free:

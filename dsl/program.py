@@ -10,21 +10,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dsl import syntax as ast
-from dsl import typed
 from dsl.check import ProgramChecker
 from dsl.checkpoint_names import check_names
 from dsl.clusters import Cluster
-from dsl.constants import Choices, Constants, check_requirements
+from dsl.constants import Choices, Constants
 from dsl.declarations import check_declarations, check_presets, check_values, const_functions
 from dsl.deploy import Deployment
 from dsl.deploy_check import check_deployments
-from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, near
+from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, in_order, near
+from dsl.entries import check_entries
 from dsl.files import Library, Unit, load, locate
 from dsl.formats import NumberFormat
 from dsl.instances import Instances
-from dsl.recursion import all_items, check_recursion
+from dsl.recursion import check_recursion
+from dsl.requirements import check_requirements
 from dsl.scope import Failed
+from dsl.unused import check_unused
 from dsl.variants import variants
+from dsl.walking import all_items
 
 
 @dataclass
@@ -45,17 +48,6 @@ class CheckedProgram:
     def name(self) -> str:
         return self.model[0].name.text if self.model else self.library.root.path.stem
 
-    def entries(self, model: typed.Block) -> list[str]:
-        """The model's defs that users call: ``main``, and those that no other def of it calls."""
-        equations = [e for d in model.defs.values() for e in d.equations]
-        called = {
-            e.method
-            for equation in equations
-            for e in typed.walk(equation.value)
-            if isinstance(e, typed.CallBlock) and e.use is None
-        }
-        return [name for name in model.defs if name == "main" or name not in called]
-
 
 def open_program(
     file: str, choices: Choices | None = None, model: str | None = None
@@ -72,8 +64,8 @@ def open_program(
     return program
 
 
-def check_file(file: str) -> list[Diagnostic]:
-    """Every mistake of a file, for ``dslc check``."""
+def check_file(file: str, warnings: bool = False) -> list[Diagnostic]:
+    """Every mistake of a file, for ``dslc check``; with ``warnings``, what is likely one too."""
     found = Diagnostics()
     try:
         program = check_program(file, Choices(), None, found)
@@ -81,14 +73,17 @@ def check_file(file: str) -> list[Diagnostic]:
         return error.diagnostics
     for deployment in program.deployments.values() if program is not None else ():
         found.found += deployment.problems
-    return DiagnosticError(found.found).diagnostics
+    return in_order([*found.found, *(found.warnings if warnings else ())])
 
 
 def check_program(
     file: str, choices: Choices, model: str | None, found: Diagnostics
 ) -> CheckedProgram | None:
     library = load(locate(file), found)
-    checker = ProgramChecker(library, found)
+    preset = [
+        s for d, _ in library.declarations(ast.Dims) if isinstance(d, ast.Dims) for s in d.settings
+    ]
+    checker = ProgramChecker(library, found, {*choices.set, *(s.name.text for s in preset)})
     check_recursion(library, found)
     before = len(found.found)
     for unit in library.units:
@@ -104,10 +99,7 @@ def check_program(
     constants = Constants(checker.constants, functions, presets, choices, found)
     check_values(constants, wrong, found)
     if len(found.found) == before:
-        requirements = [
-            d for d, _ in library.declarations(ast.Require) if isinstance(d, ast.Require)
-        ]
-        check_requirements(requirements, constants, found)
+        check_requirements(library, constants, found)
     names = check_names(library, checker.constants, found)
     chosen = _model(library, model, found)
     instances = Instances(checker, constants)
@@ -127,20 +119,23 @@ def check_program(
 
 
 def _check_variants(checker: ProgramChecker, declaration: ast.Block | ast.Fn, unit: Unit) -> None:
+    before = len(checker.found.found)
     checker.check_head(declaration, unit)
-    items = declaration.members if isinstance(declaration, ast.Block) else declaration.body
-    for decide in variants(items):
-        with suppress(Failed):
-            if isinstance(declaration, ast.Block):
-                checker.block(declaration, unit, decide)
-            else:
+    if isinstance(declaration, ast.Fn):
+        for decide in variants(declaration.body):
+            with suppress(Failed):
                 checker.fn(declaration, unit, decide)
+        return
+    blocks = [checker.block(declaration, unit, decide) for decide in variants(declaration.members)]
+    if len(checker.found.found) == before:
+        check_unused(declaration, unit, blocks, checker.found)
 
 
 def _check_sizes(instances: Instances, model: tuple[ast.Block, Unit], found: Diagnostics) -> None:
     """The extents of every block of the model, where the constants have values."""
     try:
         instances.walk(*model)
+        check_entries(instances.root(*model).block, found)
     except DiagnosticError as error:
         if instances.constants.choices.config is None and any(
             d.code == "E0301" for d in error.diagnostics

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dsl import syntax as ast
 from dsl.diagnostics import Diagnostics, Span
 from dsl.files import Library, Unit
+from dsl.walking import all_items, calls
 
 DEEPEST = 40  # blocks in blocks, functions in functions
 LAYERS = "layers are an array of blocks: use layers[a] = Block[d], run by chain[a](layers, ...)"
@@ -112,62 +113,7 @@ def _defs(block: ast.Block, found: Diagnostics) -> None:
             return
 
 
-def all_items(items: tuple[ast.Item, ...]) -> Iterator[ast.Item]:
-    """Members or statements, whatever their conditions."""
-    for item in items:
-        if isinstance(item, ast.If):
-            yield from all_items(item.then)
-            yield from all_items(item.otherwise)
-        else:
-            yield item
-
-
 def _called(items: tuple[ast.Item, ...]) -> Iterator[tuple[str, Span]]:
     for item in all_items(items):
         if isinstance(item, ast.Equation):
             yield from calls(item.value)
-
-
-def sizes(items: tuple[ast.Item, ...]) -> frozenset[str]:
-    """The indices whose extents a body asks for."""
-    asked: set[str] = set()
-    for item in all_items(items):
-        values: list[ast.Expr | None] = []
-        if isinstance(item, (ast.ConstDecl, ast.Equation)):
-            values.append(item.value)
-        elif isinstance(item, ast.IndexDecl):
-            values += [item.size, item.start]
-        for value in values:
-            for e in walk(value) if value is not None else ():
-                match e:
-                    case ast.Call(name=ast.Name(text="size"), arguments=(ast.Ref(name=index),)):
-                        asked.add(index.text)
-    return frozenset(asked)
-
-
-def calls(expr: ast.Expr) -> Iterator[tuple[str, Span]]:
-    """Names called in an expression, without those of used blocks' defs."""
-    for e in walk(expr):
-        if isinstance(e, ast.Call) and e.member is None:
-            yield e.name.text, e.name.span
-
-
-def walk(expr: ast.Expr) -> Iterator[ast.Expr]:
-    """An expression and all inside it."""
-    stack: list[ast.Expr] = [expr]
-    while stack:
-        e = stack.pop()
-        yield e
-        match e:
-            case ast.Call(arguments=arguments):
-                stack += arguments
-            case ast.Unary(operand=operand):
-                stack.append(operand)
-            case ast.Binary(left=left, right=right):
-                stack += [left, right]
-            case ast.Choose(condition=c, then=a, otherwise=b):
-                stack += [c, a, b]
-            case ast.Group(items=groups):
-                stack += [part for group in groups for part in group.parts]
-        if isinstance(e, (ast.Ref, ast.Call)):
-            stack += [part for sub in e.subscripts or () for part in sub.parts]

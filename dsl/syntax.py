@@ -1,7 +1,7 @@
 """The syntax tree of a ``.arch`` file: what the grammar builds and the checker reads.
 
-Nothing here knows what a name means. Every node has a span; expressions also know how deep they are,
-so that no later stage recurses past what Python can bear.
+Nothing here knows what a name means. Every node has a span; expressions also know how deep they
+are, so that no later stage recurses past what Python can bear.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class ConstFn:
 
 @dataclass(frozen=True)
 class IndexDecl:
-    """One index. ``kind``: time, history (``of``), size (``size``), range (``start .. size``), alias."""
+    """One index. ``kind``: time, history (``of``), size (``size``), range (``start .. size``) or
+    alias (``alias``)."""
 
     name: Name
     kind: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from lark import Token, UnexpectedCharacters, UnexpectedToken
 from lark.exceptions import UnexpectedInput
@@ -111,8 +112,18 @@ def starts_like_one(layout: Layout, line: int) -> bool:
     return START.match(layout.text, layout.start(line)) is not None
 
 
-def report(place: Place, error: UnexpectedInput, found: Diagnostics) -> int | None:
-    """Say what is wrong, once. Gives the offset of what is wrong; None if nothing follows it."""
+@dataclass(frozen=True)
+class Missing:
+    """A mark that is missing before ``offset``: the statement that ends at ``last`` goes on."""
+
+    mark: str
+    offset: int
+    last: int
+
+
+def report(place: Place, error: UnexpectedInput, found: Diagnostics) -> int | Missing | None:
+    """Say what is wrong, once. Gives the offset of what is wrong, or what is missing there; None
+    if nothing follows it."""
     if isinstance(error, UnexpectedToken):
         return _token(place, error, found)
     assert isinstance(error, UnexpectedCharacters)
@@ -149,12 +160,13 @@ def _character(place: Place, offset: int, found: Diagnostics) -> None:
     )
 
 
-def _token(place: Place, error: UnexpectedToken, found: Diagnostics) -> int | None:
+def _token(place: Place, error: UnexpectedToken, found: Diagnostics) -> int | Missing | None:
     token: Token = error.token
     expected = set(error.accepts or error.expected or ())
     at_end = token.type == "$END"
     offset = len(place.text) if at_end else (token.start_pos or 0)
-    bracket = _bracket(place, offset, at_end, found)
+    unfinished = at_end and "RBRACE" not in expected  # in the middle of a statement
+    bracket = None if unfinished else _bracket(place, offset, at_end, found)
     if bracket is not None:
         return None if place.text[bracket] == "{" or at_end else bracket
     dangling = _dangling(place, token, offset, expected, found)
@@ -184,7 +196,10 @@ def _token(place: Place, error: UnexpectedToken, found: Diagnostics) -> int | No
             place.span(place.start(line) + len(code)),
             notes=[(place.span(offset, len(token)), "before this")],
         )
-        return place.start(line) + max(0, len(code) - 1)
+        last = place.start(line) + max(0, len(code) - 1)
+        if label == "expected '{'" and place.text[offset - 1] == " ":
+            return Missing("{", offset, last)
+        return last
     hint = _hint(place, error, expected)
     if not (hint.endswith(NO_NAME) and any(d.hint == hint for d in found.found)):
         shown = f"'{token}'" if len(token) < 60 else "this"
@@ -262,9 +277,9 @@ def _hint(place: Place, error: UnexpectedToken, expected: set[str]) -> str:
     if shown in _WORDS:
         return _WORDS[shown]
     words = [w.lower() for w in expected if w.lower() in {*KEYWORDS, *CLAUSES}]
-    if token.type == "NAME" and near(shown, words):
+    if token.type == "NAME" and len(shown) > 2 and near(shown, words):
         return near(shown, words)
-    if token.type in ("NAME", "LBRACE") and before not in KEYWORDS:
+    if token.type in ("NAME", "LBRACE") and len(before) > 2 and before not in KEYWORDS:
         return near(before, [*DECLARATIONS, "let", "cached", "param", "state", "use", "def"])
     return ""
 
@@ -292,6 +307,8 @@ def _expectation(expected: set[str]) -> str:
         closing = [_READABLE[t] for t in ("RPAR", "RSQB") if t in expected]
         return " or ".join(["expected an expression", *closing])
     rest, words = set(expected), []
+    if _GROUPS[0][0] <= rest:
+        rest -= {"LPAR", "LSQB", "DOT"}
     for group, word in _GROUPS:
         if group <= rest:
             rest -= group | ({"NAME"} if "LET" in group else set())

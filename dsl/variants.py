@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from dsl import syntax as ast
+from dsl.walking import spelled
 
 Decide = Callable[[ast.Expr], bool]
 MOST_VARIANTS = 16  # all ways are checked up to here, of more a selection; see _outcomes
@@ -187,35 +188,3 @@ def _outcomes(values: list[list[object]]) -> list[tuple[object, ...]]:
 
 def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def spelled(e: ast.Expr) -> str:
-    """An expression's text in one spelling, so that blanks and parentheses make no difference."""
-    match e:
-        case ast.Literal(value=value):
-            return f'"{value}"' if isinstance(value, str) else str(value)
-        case ast.Group() if e.inner is not None:
-            return spelled(e.inner)
-        case ast.Unary(op=op, operand=operand):
-            return f"({op} {spelled(operand)})"
-        case ast.Binary(op=op, left=left, right=right):
-            return f"({spelled(left)} {op} {spelled(right)})"
-        case ast.Choose(condition=c, then=a, otherwise=b):
-            return f"(if {spelled(c)} then {spelled(a)} else {spelled(b)})"
-        case ast.Group(items=items):
-            return f"({_subscripts(items)})"
-        case ast.Ref() | ast.Call():
-            name = e.name.text + (f".{e.member.text}" if e.member else "")
-            if e.subscripts is not None:
-                name += f"[{_subscripts(e.subscripts)}]"
-            if isinstance(e, ast.Call):
-                name += f"({', '.join(map(spelled, e.arguments))})"
-            return name
-    raise AssertionError(e)
-
-
-def _subscripts(items: tuple[ast.Subscript, ...]) -> str:
-    return ",".join(
-        "|".join(map(spelled, item.parts)) + (f" -> {item.to.text}" if item.to else "")
-        for item in items
-    )

@@ -24,17 +24,18 @@ def run(options: argparse.Namespace) -> int:
     found: list[Diagnostic] = []
     for file in options.files:
         # A file that two others import is read with each; its mistakes are told once.
-        found += [d for d in check_file(file) if d not in found]
+        found += [d for d in check_file(file, warnings=True) if d not in found]
+    mistakes = [d for d in found if not d.is_warning]
     if options.json:
         print(json.dumps({"diagnostics": [as_data(d) for d in found]}))
     elif found:
         print("\n\n".join(d.render() for d in found), file=sys.stderr)
-    else:
+    if not mistakes and not options.json:
         names = ", ".join(options.files)
         print(f"{names}: no mistakes")
     if any(d.code == NO_SUCH_FILE and d.span is None for d in found):
         return 2
-    return 1 if found else 0
+    return 1 if mistakes else 0
 
 
 def as_data(diagnostic: Diagnostic) -> dict[str, object]:
@@ -42,6 +43,7 @@ def as_data(diagnostic: Diagnostic) -> dict[str, object]:
     span = diagnostic.span
     return {
         "code": diagnostic.code,
+        "severity": "warning" if diagnostic.is_warning else "error",
         "message": diagnostic.message,
         "file": span.source.name if span else None,
         "line": span.line if span else None,

@@ -1,0 +1,67 @@
+"""``require``: what config.json or the constants must say for a file to be the right maths."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from dsl import syntax as ast
+from dsl.constants import Constant, ConstantError, Constants, config_value, evaluate, no_size, shown
+from dsl.diagnostics import Diagnostics
+from dsl.files import Library
+from dsl.walking import walk
+
+
+def check_requirements(library: Library, constants: Constants, found: Diagnostics) -> None:
+    """``require``: what config.json or the constants must say for this file to be the right maths.
+
+    A key that is absent is as it should be; where it holds a list, each of its items is looked at.
+    """
+    for need, _ in library.declarations(ast.Require):
+        assert isinstance(need, ast.Require)
+        if need.condition is not None:
+            try:
+                if not evaluate(need.condition, constants.value, no_size, constants.functions):
+                    found.error(
+                        "E0305",
+                        f"this does not hold: {need.condition.span.text}",
+                        need.condition.span,
+                        _values(need.condition, constants),
+                    )
+            except ConstantError as error:
+                error.report(found)
+            continue
+        if constants.choices.config is None:
+            continue
+        for key in need.keys:
+            value = config_value(constants.choices.config, key)
+            allowed = [literal.value for literal in need.allowed]
+            items = value if isinstance(value, list) else [value]
+            other = next(
+                (i for i in items if not any(_equal(i, a) for a in (None, *allowed))), None
+            )
+            if other is None:
+                continue
+            wanted = " or ".join(shown(a) for a in allowed)
+            has = "has" if isinstance(value, list) else "is"
+            found.error(
+                "E0305",
+                f"config.json: {key} {has} {shown(other)}, and this model is written for {wanted}",
+                need.span,
+                "required here",
+            )
+
+
+def _values(condition: ast.Expr, constants: Constants) -> str:
+    """``heads is 6, groups is 4``: what a condition reads."""
+    read: dict[str, Constant] = {}
+    for e in walk(condition):
+        if isinstance(e, ast.Ref) and e.name.text in constants:
+            with suppress(ConstantError):  # where another part decided, this one may have no value
+                read[e.name.text] = constants.value(e.name.text, e.name.span)
+    return ", ".join(f"{name} is {shown(value)}" for name, value in list(read.items())[:6])
+
+
+def _equal(value: Any, wanted: Constant) -> bool:
+    """1 and 1.0 are the same, 1 and true are not."""
+    return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
