@@ -211,7 +211,9 @@ def _pick(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) 
             "E0404",
             f"this is a {what}, not a position of '{axis}'",
             given.span,
-            hint="positions come from argtop, or from an input declared 'of' an index",
+            hint="positions come from argtop, or from an input declared 'of' an index"
+            if checker.reads(value)
+            else f"what stands at a number: where({axis} == {given.span.text}, 1, 0), times the value",
         )
     target = axis if isinstance(axis, Index) else None
     if value.of is axis or (
