@@ -1,6 +1,13 @@
-"""A small model with heads, experts and layers, for tests of deployments."""
+"""A small model with heads, experts and layers, and deployments of it that are wrong.
 
+``python tests/dsl/deploy_toy.py --update`` writes the messages of ``deployments/*.txt`` anew.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dsl.constants import Choices
 from dsl.program import CheckedProgram, check_file, open_program
@@ -61,18 +68,46 @@ model Toy {
 """
 
 
+FOLDER = Path(__file__).with_name("deployments")
+
+
 def write(text: str) -> str:
     """``case.arch``, which imports the model, in the current folder."""
     Path("toy.arch").write_text(TOY)
-    Path("case.arch").write_text("import toy" + text)
+    Path("case.arch").write_text("import toy\n" + text)
     return "case.arch"
-
-
-def messages(text: str) -> str:
-    """What ``dslc check`` says, between line breaks."""
-    found = check_file(write(text))
-    return "\n" + "\n".join(d.render() for d in found) + "\n"
 
 
 def program(text: str, **constants: int) -> CheckedProgram:
     return open_program(write(text), Choices(set=constants))
+
+
+def cases() -> Iterator[tuple[str, str, str]]:
+    """Title, text and message of each case in ``deployments/*.txt``."""
+    for path in sorted(FOLDER.glob("*.txt")):
+        for case in path.read_text().split("\n==== ")[1:]:
+            title, _, rest = case.partition("\n\n")
+            text, _, message = rest.partition("\n\n---- says\n")
+            yield title, text, message.rstrip("\n")
+
+
+def said(text: str) -> str:
+    """What ``dslc check`` says about a case, in the current folder."""
+    return "\n".join(d.render() for d in check_file(write(text)))
+
+
+def update() -> None:
+    """Write down what is said now; read what changes as you would read a page of the manual."""
+    for path in sorted(FOLDER.glob("*.txt")):
+        head, *sections = path.read_text().split("\n==== ")
+        kept = [section.partition("\n\n---- says\n")[0] for section in sections]
+        texts = [section.partition("\n\n")[2] for section in kept]
+        with TemporaryDirectory() as folder, chdir(folder):
+            messages = [said(text) for text in texts]
+        pairs = zip(kept, messages, strict=True)
+        out = [f"==== {section}\n\n---- says\n{message}\n" for section, message in pairs]
+        path.write_text("\n".join([head, *out]))
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["--update"]:
+    update()
