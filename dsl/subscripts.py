@@ -8,7 +8,7 @@ from dsl import syntax as ast
 from dsl.diagnostics import Span
 from dsl.extents import Extent, ExtentError
 from dsl.scope import Failed, atoms, is_known
-from dsl.typed import At, Axis, Index, Part, Pick, Product, Split, Sub, Sum, Take
+from dsl.typed import At, Axis, Index, Part, Pick, Position, Product, Split, Sub, Sum, Take
 
 if TYPE_CHECKING:
     from dsl.equations import Checker
@@ -212,7 +212,7 @@ def _pick(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) 
             f"this is a {what}, not a position of '{axis}'",
             given.span,
             hint="positions come from argtop, or from an input declared 'of' an index"
-            if checker.reads(value)
+            if not isinstance(value, Position)
             else f"what stands at a number: where({axis} == {given.span.text}, 1, 0), times the value",
         )
     target = axis if isinstance(axis, Index) else None

@@ -180,3 +180,12 @@ def test_an_index_of_a_range_counts_as_it_is_declared() -> None:
     body = "y[t,z] = broadcast[z](x[t,0]) + z"
     ran = run(model(body, "index z : 2 .. 5", gives="y[t,z]"))
     ran.is_(ran.x[:, :1] + torch.tensor([2.0, 3.0, 4.0]))
+
+
+def test_a_row_is_picked_by_a_number() -> None:
+    members = "index m : 8 param place[m, d]"
+    body = "let here[t,m] = where(m == position[t], 1, 0) y[t,d] = x[t,d] + here[t,m] * place[m,d]"
+    ran = run(model(body, members))
+    ran.is_(ran.x + ran.weights["place"][:5])
+    found = mistake(model("y[t,d] = x[t,d] + place[position[t],d]", members))
+    assert "where(m == position[t], 1, 0), times the value" in found
