@@ -480,6 +480,59 @@ def _(w: Weights, x: Tensor) -> Tensor:
     return f @ w["O"].T + k + x + 3.5 - 9 + late
 
 
+NUMBERS = """
+block N[d] {
+  param g[d]
+  def (x[d]) -> y[d] { y[d] = x[d] * g[d] }
+  def scaled(x[d], c) -> y[d] { y[d] = x[d] * c }
+  def places(x[d]) -> y[d] { y[d] = d }
+}
+block C[d] {
+  def (x[t,d]) -> y[t,d] { y[t,d] = where(x[t,d] > 0, 1, 0) + d }
+}
+"""
+
+
+@mixer("whole numbers where blocks take and give activations", """
+  index i : 2
+  use n = N[d]  use c[i] = C[d]
+""", """
+    late[t,d]: f32 = where(position[t] > 1, 1, 0) * (d + 1)
+    u[t,d] = n(late[t,d]) + n.scaled(x[t,d], 2) + n.scaled(x[t,d], position[t])
+    let whole[t,d] = where(x[t,d] > 0, 1, 0) + d
+    let unit[t,d] = whole[t,d] * rsqrt(mean[d](whole[t,d] * whole[t,d]) + 1)
+    y[t,d] = u[t,d] + unit[t,d] + chain[i](c, whole[t,d]) * n.places(x[t,d])
+""", NUMBERS)  # fmt: skip
+def _(w: Weights, x: Tensor) -> Tensor:
+    at, d = torch.arange(len(x))[:, None], torch.arange(6)
+    u = (at > 1) * (d + 1) * w["n.g"] + 2 * x + at * x
+    whole = (x > 0).double() + d
+    unit = whole / (whole.pow(2).mean(-1, keepdim=True) + 1).sqrt()
+    twice = ((((whole > 0) + d) > 0) + d).double()
+    return u + unit + twice * d
+
+
+@mixer("tables that are joined, taken apart and stacked", """
+  index p : size(d) / 2, o : 2, k : 2
+  param W[p]
+""", """
+    let a[p,o] = 1.5 ^ (p - o)
+    let b[(p,o)] = a[p,o]
+    let c[(p,o)] = b[(p,o)] * 2
+    let e[p,o] = stack[o](cos(2.5 * p), a[p,1])
+    best[k] = argtop[p -> k](e[p,0])
+    let u[t,d] = x[t,d]
+    z[t,(p,o)] = u[t,(p,o)] * c[(p,o)] + u[t,(p,o)] * e[p,o]
+    y[t,d] = z[t,d] + x[t,d] * sum[k](W[best[k]])
+""")  # fmt: skip
+def _(w: Weights, x: Tensor) -> Tensor:
+    p, o = torch.arange(3).double()[:, None], torch.arange(2)
+    a = 1.5 ** (p - o)
+    e = torch.stack(((2.5 * p[:, 0]).cos(), a[:, 1]), -1)
+    best = e[:, 0].argsort(descending=True)[:2]
+    return x * (2 * a + e).flatten() + x * w["W"][best].sum()
+
+
 # -- blocks ----------------------------------------------------------------------------------------
 
 PIECES = """

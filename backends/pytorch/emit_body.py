@@ -211,9 +211,9 @@ class Body:
         written = node.span.text if node.span else ""
         if node.op in ("part", "select"):
             where = node.attrs["part" if node.op == "part" else "at"]
-            return f"{self.stem(self.nodes[node.inputs[0]])}_{where}"
+            return f"{self.stem(self._first(node))}_{where}"
         if node.op in ("flatten", "unflatten", "rename", "cast", "expand", "select_rows"):
-            return self.stem(self.nodes[node.inputs[0]])
+            return self.stem(self._first(node))
         if equation := EQUATION.match(written):
             return equation[1]
         if (value := INDEXED.match(written)) and node.op == "input":
@@ -221,11 +221,16 @@ class Body:
         if node.op in ("call", "chain"):
             return f"{node.attrs['child'] or node.attrs['body'].rpartition('.')[2]}_out"
         if node.op == "gather":
-            return f"{self.stem(self.nodes[node.inputs[0]])}_at"
+            return f"{self.stem(self._first(node))}_at"
         if node.op == "iota":
             return node.type.names[0]
         fn = str(node.attrs.get("fn", ""))
         return STEMS.get(node.op, {}).get(fn) or PLAIN_STEMS.get(node.op) or fn or "value"
+
+    def _first(self, node: Node) -> Node:
+        """The first operand, which this body does not compute if it is a part of a table."""
+        name = node.inputs[0]
+        return self.nodes[name] if name in self.nodes else self.graph[name]
 
     def line(self, text: str, span: Span | None) -> None:
         """A statement, under its equation if that is another one than the last statement's."""

@@ -174,6 +174,13 @@ class BodyLowering:
             return node
         return self.emit("cast", (node,), type.dims, dtype, span)
 
+    def as_float(self, node: str, dtype: str, span: Span | None) -> str:
+        """A number in a float type, be it a whole number here: blocks take and give floats."""
+        type = self.type(node)
+        if type.dtype == "i64":
+            return self.emit("cast", (node,), type.dims, dtype, span)
+        return self.cast(node, dtype, span)
+
     def map(self, fn: str, args: tuple[str, ...], span: Span | None) -> str:
         types = [self.type(a) for a in args]
         dims = self.union(*args)
@@ -237,7 +244,10 @@ class BodyLowering:
                 "input", (), dims + own, dtype, formal.span, of, name=formal.name
             )
         self.equations(definition)
-        return self.builder.finish(self.frame.values[definition.result])
+        result = self.frame.values[definition.result]
+        if definition.result_of is None and self.type(result).dtype == "i64":
+            result = self.as_float(result, "act", definition.span)
+        return self.builder.finish(result)
 
     def _rows(self, dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
         """The rows of one block of an array, for an argument that differs between rows."""
@@ -261,7 +271,9 @@ class BodyLowering:
             )
         node = self._shape(node, written, axes, e.span)
         wanted = "f32" if f32 else None if e.kind == "let" else (e.dtype or self.frame.natural)
-        if wanted is not None:
+        if e.dtype == "f32" and e.value.kind == "number":
+            node = self.as_float(node, "f32", e.span)
+        elif wanted is not None:
             node = self.cast(node, wanted, e.span)
         if e.kind == "cached":
             type = self.type(node)

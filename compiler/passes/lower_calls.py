@@ -50,10 +50,14 @@ def _arguments(
     """Argument nodes, the dims each is lifted over, and the caller's names of the callee's dims."""
     f32, lower.f32 = lower.f32, False
     try:
-        nodes = [lower.cast(lower.expr(a), "act", e.span) for a in e.args]
+        nodes = [lower.expr(a) for a in e.args]
     finally:
         lower.f32 = f32
     definition = callee.block.defs[method]
+    nodes = [
+        lower.as_float(node, "act", e.span) if formal.of is None else node
+        for formal, node in zip(definition.formals, nodes, strict=True)
+    ]
     lifted: list[tuple[Dim, ...]] = []
     names: dict[str, str] = {}
     for formal, node in zip(definition.formals, nodes, strict=True):

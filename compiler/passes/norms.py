@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.ir import Graph, Node
-from compiler.passes.composites import Match, narrow, number, rounds, wide, with_cast
+from compiler.passes.composites import Match, is_float, narrow, number, rounds, wide, with_cast
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def find(graph: Graph) -> Iterator[Match]:
     for node in graph:
         root = _root(graph, node)
         normal = _normal(graph, root) if root else None
-        if root and normal:
+        if root and normal and is_float(graph[root.source]):
             yield _with_gain(graph, root, normal)
 
 
