@@ -213,7 +213,7 @@ def _pick(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) 
             given.span,
             hint="positions come from argtop, or from an input declared 'of' an index"
             if not isinstance(value, Position)
-            else f"what stands at a number: where({axis} == {given.span.text}, 1, 0), times the value",
+            else f"what stands there: where({axis} == {given.span.text}, 1, 0), times the value",
         )
     target = axis if isinstance(axis, Index) else None
     if value.of is axis or (
