@@ -125,12 +125,12 @@ def _where(checker: Checker, e: ast.Call) -> Expr:
     )
 
 
-def _inside(checker: Checker, e: ast.Expr, axes: list[Axis]) -> Expr:
-    """An argument of a reducer over ``axes``, which are not summed by the products inside it."""
+def _inside(checker: Checker, e: tuple[ast.Expr, ...], axes: list[Axis]) -> list[Expr]:
+    """Arguments of what works on ``axes``, which are not summed by the products inside."""
     before = checker.reduced
     checker.reduced = before | frozenset(axes) | frozenset(a for x in axes for a in _parts(x))
     try:
-        return checker.expr(e)
+        return checker.all(e)
     finally:
         checker.reduced = before
 
@@ -162,7 +162,8 @@ def _reduce(checker: Checker, e: ast.Call) -> Expr:
     assert e.subscripts is not None
     axes = list(checker.scope.axes(e.subscripts))
     _number_of_arguments(checker, e, 1)
-    arg = checker._want(_inside(checker, e.arguments[0], axes), "number")
+    (given,) = _inside(checker, e.arguments, axes)
+    arg = checker._want(given, "number")
     over = tuple(p for a in axes for p in _ranges_over(checker, arg, a, e.name.text))
     not_along_time(checker, over, e.span)
     free = tuple(a for a in arg.free if a not in over)
@@ -216,7 +217,8 @@ def _choice(checker: Checker, e: ast.Call) -> Expr:
             hint=f"name it: index e = {axis}",
         )
     _number_of_arguments(checker, e, 1)
-    arg = checker._want(_inside(checker, e.arguments[0], [axis]), "number")
+    (given,) = _inside(checker, e.arguments, [axis])
+    arg = checker._want(given, "number")
     parts = _ranges_over(checker, arg, axis, name)
     not_along_time(checker, parts, e.span)
     if axis.kind == "history" and name in ("top", "argtop"):
@@ -260,7 +262,7 @@ def _join(checker: Checker, e: ast.Call) -> Expr:
             hint=f"write {EXAMPLES[name]}",
         )
     axis = checker.scope.axis(e.subscripts[0])
-    args = checker.all(e.arguments)
+    args = _inside(checker, e.arguments, list(axis.parts) if isinstance(axis, Sum) else [])
     for arg in args:
         checker._want(arg, "number")
     if name == "stack":

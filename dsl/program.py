@@ -164,13 +164,16 @@ def _model(
     if len(models) > 1:
         return None
     chosen = next(iter(models.values()), None)
-    if chosen is not None and not any(
-        isinstance(m, ast.Def) and m.name.text == "main" for m in all_items(chosen[0].members)
-    ):
+    if chosen is None:
+        return None
+    defs = [m.name.text for m in all_items(chosen[0].members) if isinstance(m, ast.Def)]
+    if "main" not in defs and not chosen[1].broken & {"main", "*"}:
+        close = near("main", defs)
         found.error(
             "E0507",
             f"the model '{chosen[0].name.text}' has no entry point 'main'",
             chosen[0].name.span,
-            hint="def main(token[t] of w) -> logits[t,w] { ... }",
+            hint=close.replace("did you mean", "is 'main' what you call")
+            or "def main(token[t] of w) -> logits[t,w] { ... }",
         )
     return chosen
