@@ -215,10 +215,9 @@ def argtop(node: Node, args: list[Named], frame: Frame) -> Named:
 def in_top(node: Node, args: list[Named], frame: Frame) -> Named:
     value, order = _ranked(node, args[0])
     count = node.attrs["count"].at(frame.sizes)
-    if count > order.shape[-1]:
-        raise MeaningError(f"the {count} largest of {order.shape[-1]}")
     chosen = torch.zeros_like(value.tensor, dtype=torch.bool)
-    return Named(chosen.scatter(-1, order[..., :count], True), value.dims)
+    chosen = chosen.scatter(-1, order[..., :count], True)  # all, where there are fewer
+    return Named(chosen & (value.tensor > -math.inf), value.dims)
 
 
 def gather(node: Node, args: list[Named], frame: Frame) -> Named:

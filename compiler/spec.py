@@ -251,8 +251,8 @@ _ROWS = [
        flops=per_operand_element),
     Op("argtop", "their positions; ties go to the lowest", 1, 1, rules.argtop, CHOICE,
        flops=per_operand_element),
-    Op("in_top", "whether each is among the largest; ties go to the lowest", 1, 1, rules.in_top,
-       {"over": NAME, "count": EXTENT}, flops=per_operand_element),
+    Op("in_top", "whether each is among the largest above -inf; ties go to the lowest", 1, 1,
+       rules.in_top, {"over": NAME, "count": EXTENT}, flops=per_operand_element),
     Op("gather", "rows of a table, by a typed index", 2, 2, rules.gather, {"dim": NAME}),
 
     Op("flatten", "dims joined row-major into one", 1, 1, rules.flatten,

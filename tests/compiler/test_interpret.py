@@ -249,6 +249,12 @@ def test_ties_go_to_the_lowest_index(result: str, wanted: list[list[float]]) -> 
     assert found.tolist() == wanted
 
 
+def test_what_is_minus_infinity_is_in_no_top() -> None:
+    x = torch.tensor([[-torch.inf, 2.0, -torch.inf, -torch.inf, 1.0, -torch.inf]])
+    found = run(CHOICE.replace("RESULT", "in"), "  dim k = 3", x=x)
+    assert found.tolist() == [[False, True, False, False, True, False]]
+
+
 def test_gather_aligns_what_both_have() -> None:
     found = run(
         """\

@@ -192,6 +192,17 @@ def test_picks_over_the_history() -> None:
     agree(b, b.contract(x, chosen, over="k"))
 
 
+def test_in_the_top_of_the_history() -> None:
+    """Shorter ones than are wanted are in it as a whole, but for what is -inf."""
+    b, x = start()
+    score = b.contract(x, history(b, x), over="d")
+    seen = b.map("le", b.position(s), b.position(t))
+    past = b.map("where", seen, score, b.constant(float("-inf")))
+    among = sized(b, "in_top", past, t, s, dtype="bool", over="s", count=Extent.name("wide"))
+    kept = b.map("where", among, score, b.constant(0.0))
+    agree(b, b("reduce", kept, type=Type("act", (t,)), fn="sum", over=("s",)))
+
+
 def gathers() -> dict[str, Callable[[Body, str, str], str]]:
     def rows(b: Body, x: str, pick: str) -> str:
         return b("gather", b.param("W", d, c), pick, type=Type("act", (t, k, c)), dim="d")

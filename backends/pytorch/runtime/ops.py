@@ -32,9 +32,13 @@ def top(x: Tensor, count: int, axis: int = -1) -> tuple[Tensor, Tensor]:
 
 
 def in_top(x: Tensor, count: int, axis: int = -1) -> Tensor:
-    """bool, like ``x``: is this among the ``count`` largest along ``axis``, ties to the lowest."""
-    places = top(x.detach(), count, axis)[1]
-    return torch.zeros_like(x, dtype=torch.bool).scatter(axis, places, True)
+    """bool, like ``x``: is this among the ``count`` largest above -inf, ties to the lowest?
+
+    All that are above -inf, where there are fewer: of a history, say.
+    """
+    x = x.detach()
+    places = top(x, min(count, x.shape[axis]), axis)[1]
+    return torch.zeros_like(x, dtype=torch.bool).scatter(axis, places, True) & (x > -inf)
 
 
 def gather(table: Tensor, index: Tensor, shared: int) -> Tensor:
