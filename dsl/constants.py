@@ -298,6 +298,23 @@ class Constants:
                 out[name] = value
         return out
 
+    def overruled(self) -> list[str]:
+        """Constants of the chosen preset to which config.json gives another value."""
+        if self.choices.config is None:
+            return []
+        out = []
+        for name, setting in self.settings.items():
+            known = any(
+                config_value(self.choices.config, k) is not None for k in self.declared[name].keys
+            )
+            if (
+                known
+                and name not in self.set
+                and self.value(name, setting.span) != self._evaluate(setting.value)
+            ):
+                out.append(name)
+        return out
+
     def __contains__(self, name: str) -> bool:
         return name in self.declared
 

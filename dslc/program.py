@@ -14,6 +14,8 @@ from compiler.pipeline import STAGES, Compiled, compile_model
 from compiler.report import Report, report
 from compiler.text import program_text
 from dsl.constants import Choices
+from dsl.deploy import Deployment
+from dsl.deploy_check import choose
 from dsl.diagnostics import near
 from dslc.config import read_config
 
@@ -67,6 +69,14 @@ class Program:
         """Parameters, cache and FLOPs; ``sequence`` is the length that FLOPs are counted at."""
         return report(self.compiled.after(STAGES[0]), sequence)
 
+    def deployment(self, name: str) -> Deployment:
+        """One of the file's deployments, which holds at these sizes.
+
+        Raises:
+            DiagnosticError: there is none of that name, or what in it does not hold.
+        """
+        return choose(self.compiled.source, name)
+
     def save(self, path: str | Path) -> None:
         """Write the compiled directory, whole or not at all.
 
@@ -108,20 +118,30 @@ def compile_file(
     model: str | None = None,
     verify: bool = False,
     progress: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Program:
     """See ``dslc.compile``.
 
     Args:
         verify: run the program before and after each pass, and compare.
         progress: called with each pass's name before it runs.
+        note: called with each sentence that the user should know.
     """
     if backend not in BACKENDS:
         raise UserError(f"backend '{backend}' is not built yet; there is {', '.join(BACKENDS)}")
     if target not in TARGETS:
         raise UserError(f"target '{target}' is not built yet; there is {', '.join(TARGETS)}")
-    if deploy is not None:
-        raise UserError(f"deployments are checked, but not compiled yet: '{deploy}'")
     config = read_config(checkpoint) if checkpoint is not None else None
     choices = Choices(set=dict(set or {}), config=config, preset=dims)
     compiled = compile_model(file, choices, model=model, check=verify, progress=progress)
+    overruled = compiled.source.constants.overruled()
+    if overruled:
+        shown = ", ".join(overruled[:6]) + (" and more" if len(overruled) > 6 else "")
+        note(f"config.json says otherwise than --dims {dims}, and is followed: {shown}")
+    if deploy is not None:
+        choose(compiled.source, deploy)
+        raise UserError(
+            f"deployment '{deploy}' has no mistakes, but programs are not compiled for deployments "
+            f"yet; dslc inspect {file} --deploy {deploy} shows it"
+        )
     return Program(compiled, backend, target)

@@ -7,6 +7,7 @@ import json
 import re
 
 from compiler.report import Report
+from dsl import deploy_show
 from dslc.commands.options import add_json, add_source, compiled, positive
 from dslc.terminal import flops, large, steps, table
 
@@ -24,12 +25,20 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    name, options.deploy = options.deploy, None  # shown, not compiled for
     with steps(options.file) as show:
-        report = compiled(options, show).report(options.sequence)
+        program = compiled(options, show)
+        report = program.report(options.sequence)
+    deployment = program.deployment(name) if name is not None else None
     if options.json:
-        print(json.dumps(as_data(report)))
-    else:
-        _print(report)
+        data = as_data(report)
+        if deployment is not None:
+            data["deployment"] = deploy_show.describe(deployment)
+        print(json.dumps(data))
+        return 0
+    _print(report)
+    if deployment is not None:
+        table((f"deployment {name}", "", ""), deploy_show.rows(deployment), left=3)
     return 0
 
 

@@ -72,6 +72,7 @@ def compiled(
 ) -> Program:
     """The program that the options ask for."""
     from dslc.program import compile_file
+    from dslc.terminal import note
 
     return compile_file(
         options.file,
@@ -84,6 +85,7 @@ def compiled(
         options.model,
         verify,
         progress,
+        note,
     )
 
 

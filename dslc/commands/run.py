@@ -60,7 +60,9 @@ def tokens(text: str) -> list[int]:
     try:
         return [int(token) for token in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not 1,2,3") from None
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a list of token numbers with commas between them: 1,2,3"
+        ) from None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -104,6 +106,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         for number, sequence in enumerate(out):
             print(texts[number] if texts else ",".join(map(str, sequence)))
+    if options.checkpoint is None:
+        note("weights are random, as there is no --checkpoint")
     return 0
 
 
