@@ -26,7 +26,7 @@ module Model of Model {  // toy.arch:1
   dim w = vocab
   dim d = hidden
   dim a = dense
-  dim z = -dense + layers from dense
+  dim z = layers - dense from dense
   param embed : act[w, d]  // toy.arch:2
   child layers[a] = Dense
   child layers[z] = Sparse
@@ -77,7 +77,7 @@ body Model.main {
   dim w = vocab
   dim d = hidden
   dim a = dense
-  dim z = -dense + layers from dense
+  dim z = layers - dense from dense
   dim r [rows] = wanted
   %token = input name="token" : i64[t] of w
   %embed = param param="embed" : act[w, d]
