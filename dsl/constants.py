@@ -258,6 +258,7 @@ class Constants:
     ):
         self.declared = declared
         self.functions = functions
+        self.presets = presets
         self.choices = choices
         self.settings = self._settings(presets, found)
         self.set = self._chosen(found)

@@ -122,7 +122,7 @@ def _constants(library: Library, found: Diagnostics) -> dict[str, ast.ConstDecl]
             before.append((declaration, unit))
     meant: dict[str, ast.ConstDecl] = {}
     for name, declarations in declared.items():
-        (first, _), *others = [
+        (first, home), *others = [
             (d, u) for d, u in declarations if not any(v.imports(u) for _, v in declarations)
         ]
         for other, _ in others:
@@ -130,8 +130,23 @@ def _constants(library: Library, found: Diagnostics) -> dict[str, ast.ConstDecl]
                 hint = "a file that imports both says which is meant by declaring it too"
                 _declared_twice(first, other, found, hint)
                 break
+        for own, unit in declarations:
+            if home.imports(unit) and not own.keys and not _same(first, own):
+                _redefined(first, own, unit, found)
         meant[name] = first
     return meant
+
+
+def _redefined(new: ast.ConstDecl, own: ast.ConstDecl, unit: Unit, found: Diagnostics) -> None:
+    """What a file reads from config.json may be given another meaning; what it works out for
+    itself may not, or a name chosen twice by chance would change its equations."""
+    found.error(
+        "E0203",
+        f"'{new.name.text}' is a constant that {unit.source.name} works out for itself",
+        new.name.span,
+        notes=[(own.name.span, "declared here")],
+        hint="constants of all files share their names: choose another one",
+    )
 
 
 def _declared_twice(

@@ -164,6 +164,7 @@ class Instances:
             instance = queue.pop()
             if instance.name not in seen:
                 seen.add(instance.name)
+                self._check_calls(instance)
                 queue += [self.used(instance, use) for use in instance.block.uses]
 
     def _instance(
@@ -219,6 +220,65 @@ class Instances:
         if key not in self._fns:
             self._fns[key] = self.checker.fn(decl, unit, decide)
         return self._fns[key]
+
+    def _check_calls(self, instance: Instance) -> None:
+        """The extents of functions' own indices, at the sizes they are called with."""
+        found = Diagnostics()
+        seen: set[object] = set()
+        for definition in instance.block.defs.values():
+            for equation in definition.equations:
+                for e in typed.walk(equation.value):
+                    if isinstance(e, typed.CallFn):
+                        self._check_call(e, instance.extent, e.span, seen, found)
+        found.raise_if_any()
+
+    def _check_call(
+        self,
+        e: typed.CallFn,
+        resolve: Callable[[Extent], Extent],
+        span: Span,
+        seen: set[object],
+        found: Diagnostics,
+    ) -> None:
+        """``span`` is the call in the block: functions that it reaches are told there."""
+        fn = self.fn(*e.target)
+        symbols = {size_name(formal.name): resolve(axis.size) for formal, axis in e.bind}
+        key = (fn.name, tuple(symbols.items()))
+        if key in seen:
+            return
+        seen.add(key)
+
+        def inner(extent: Extent) -> Extent:
+            return extent.substitute(symbols)
+
+        for index in fn.scope.indices.values():
+            if index.formal or index.kind != "plain":
+                continue
+            try:
+                value = inner(index.extent).at(self.sizes)
+            except ExtentError as error:
+                reason = self._not_whole(inner(index.extent)) or str(error)
+                waits = not inner(index.extent).names <= self.values.keys()
+                found.error(
+                    "E0301" if waits else "E0304",
+                    f"'{fn.name}' cannot work at this size: its index '{index.name}' has "
+                    f"extent {inner(index.extent)}, and {reason}",
+                    span,
+                    notes=[(index.span, "declared here")],
+                )
+                continue
+            if not 1 <= value <= LONGEST:
+                found.error(
+                    "E0304",
+                    f"'{fn.name}' cannot work at this size: its index '{index.name}' has "
+                    f"extent {value}",
+                    span,
+                    notes=[(index.span, "declared here")],
+                )
+        for equation in fn.definition.equations:
+            for nested in typed.walk(equation.value):
+                if isinstance(nested, typed.CallFn):
+                    self._check_call(nested, inner, span, seen, found)
 
     def _not_whole(self, extent: Extent) -> str:
         """Which constant of an extent is a number that no extent can have."""

@@ -7,7 +7,7 @@ out the typed form of each block under the conditions that the constants decide.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dsl import syntax as ast
 from dsl.check import ProgramChecker
@@ -17,7 +17,7 @@ from dsl.constants import Choices, Constants
 from dsl.declarations import check_declarations, check_presets, check_values, const_functions
 from dsl.deploy import Deployment
 from dsl.deploy_check import check_deployments
-from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, in_order, near
+from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Note, in_order, near
 from dsl.entries import check_entries
 from dsl.files import Library, Unit, load, locate
 from dsl.formats import NumberFormat
@@ -71,8 +71,11 @@ def check_file(file: str, warnings: bool = False) -> list[Diagnostic]:
         program = check_program(file, Choices(), None, found)
     except DiagnosticError as error:
         return error.diagnostics
-    for deployment in program.deployments.values() if program is not None else ():
-        found.found += deployment.problems
+    if program is not None:
+        for deployment in program.deployments.values():
+            found.found += deployment.problems
+        if not found.found:
+            _check_presets(program, found)
     return in_order([*found.found, *(found.warnings if warnings else ())])
 
 
@@ -142,6 +145,23 @@ def _check_sizes(instances: Instances, model: tuple[ast.Block, Unit], found: Dia
         ):
             return  # sizes come with a checkpoint
         found.found += error.diagnostics
+
+
+def _check_presets(program: CheckedProgram, found: Diagnostics) -> None:
+    """The extents under every preset of the file that was asked for."""
+    declared = program.constants
+    for preset in (d for d in program.library.root.file.declarations if isinstance(d, ast.Dims)):
+        if program.model is None or preset.default:
+            continue
+        choices = Choices(preset=preset.name.text)
+        constants = Constants(
+            declared.declared, declared.functions, declared.presets, choices, Diagnostics()
+        )
+        before = len(found.found)
+        _check_sizes(Instances(program.checker, constants), program.model, found)
+        for number, diagnostic in enumerate(found.found[before:], before):
+            note = Note(preset.name.span, "with this preset")
+            found.found[number] = replace(diagnostic, notes=(*diagnostic.notes, note))
 
 
 def _model(
