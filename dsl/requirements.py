@@ -55,11 +55,12 @@ def check_requirements(library: Library, constants: Constants, found: Diagnostic
 def _values(condition: ast.Expr, constants: Constants) -> str:
     """``heads is 6, groups is 4``: what a condition reads."""
     read: dict[str, Constant] = {}
-    for e in walk(condition):
-        if isinstance(e, ast.Ref) and e.name.text in constants:
+    names = [e.name for e in walk(condition) if isinstance(e, ast.Ref)]
+    for name in sorted(names, key=lambda n: (n.span.line, n.span.column)):
+        if name.text in constants:
             with suppress(ConstantError):  # where another part decided, this one may have no value
-                read[e.name.text] = constants.value(e.name.text, e.name.span)
-    return ", ".join(f"{name} is {shown(value)}" for name, value in list(read.items())[:6])
+                read[name.text] = constants.value(name.text, name.span)
+    return ", ".join(f"{text} is {shown(value)}" for text, value in list(read.items())[:6])
 
 
 def _equal(value: Any, wanted: Constant) -> bool:

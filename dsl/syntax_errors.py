@@ -32,6 +32,7 @@ UNFINISHED = re.compile(r"(?:[-+*/^=<>|,]|\b(?:and|or|not|then|else))$")
 # What a token is called in a message.
 _READABLE = {
     "NAME": "a name",
+    "WORDS": "a name",
     "NUMBER": "a number",
     "STRING": "a quoted text",
     "QUANTITY": "a number with a unit",

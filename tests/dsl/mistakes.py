@@ -1,7 +1,7 @@
 """Mistakes and what is said about them, read from ``mistakes/*.txt``.
 
 A case there is a title with the code, the text of ``main.arch``, further files if there are any,
-and the whole message. ``python -m tests.dsl.mistakes --update`` writes down what is said now; read
+and the whole message. ``python tests/dsl/mistakes.py --update`` writes down what is said now; read
 what it changes as you would read a page of the manual.
 """
 
