@@ -119,7 +119,7 @@ def _visit(
         loops: how often the body runs, each time at these lengths.
     """
     graph = program.bodies[body]
-    flops, seen = 0.0, masks.shares(graph, at["time"])
+    flops, seen = 0.0, masks.shares(graph, at)
     for node in graph:
         if node.op == "contract" and node.attrs["over"]:
             flops += flops_of(graph, node, at) * seen.get(node.name, 1.0)

@@ -20,6 +20,7 @@ OTHER_MATHEMATICS = {
     "rope_interleave": False,
     "tie_word_embeddings": True,
     "rope_scaling": {"type": "linear", "factor": 2.0},
+    "index_topk": 2048,  # DeepSeek-V3.2
 }
 
 

@@ -6,6 +6,7 @@ import dslc
 from oracle.cases import refused
 from oracle.checkpoint import edit_config, edit_tensors, read_tensors
 from test_zoo_dsv2 import FAMILY as DSV2
+from test_zoo_dsv3_2 import FAMILY as DSV3_2
 from test_zoo_llama3 import FAMILY as LLAMA3
 from test_zoo_mixtral import FAMILY as MIXTRAL
 from test_zoo_qwen2_5 import FAMILY as QWEN2_5
@@ -32,6 +33,8 @@ REFUSED = [
     (DSV2, {"norm_topk_prob": True}),
     (DSV2, {"attention_bias": True}),
     (DSV2, {"moe_layer_freq": 2}),
+    (DSV3_2, {"model_type": "deepseek_v3"}),
+    (DSV3_2, {"layer_types": ["full_attention"] * 3}),
 ]
 
 
@@ -43,6 +46,13 @@ def test_other_mathematics(tmp_path, family, change):
     edit_config(path, **change)
     with refused(next(iter(change))):
         dslc.compile(family.file, checkpoint=str(path))
+
+
+def test_an_indexer_without_compressed_queries(tmp_path):
+    path = DSV3_2.write(tmp_path / "checkpoint")
+    edit_config(path, q_lora_rank=None)
+    with refused("q_rank is null"):
+        dslc.compile("dsv3_2", checkpoint=str(path))
 
 
 def test_heads_that_groups_do_not_divide(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
+    DeepseekV32Config,
     LlamaConfig,
     MixtralConfig,
     Qwen2Config,
@@ -57,6 +58,14 @@ DSV2 = {
     "scoring_func": "softmax", "moe_layer_freq": 1, "rope_theta": 10000, "rope_scaling": YARN,
     "rms_norm_eps": 1e-6, "max_position_embeddings": 163840,
 }  # fmt: skip
+DSV3_2 = {
+    **DSV2, "architecture": DeepseekV32Config, "vocab_size": 129280, "first_k_dense_replace": 3,
+    "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1,
+    "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+    "q_lora_rank": 1536, "index_topk": 2048, "index_n_heads": 64, "index_head_dim": 128,
+    "rope_scaling": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+}  # fmt: skip
 
 
 def sizes(hidden: int, layers: int, heads: int, ffn: int, **rest: object) -> dict[str, object]:
@@ -99,6 +108,8 @@ PUBLISHED = {
         {**DSV2, **sizes(5120, 60, 128, 12288, moe_intermediate_size=1536, q_lora_rank=1536,
                          n_routed_experts=160, n_group=8, topk_group=3, routed_scaling_factor=16.0,
                          topk_method="group_limited_greedy")}, 235_741_434_880, 69_120),
+    ("dsv3_2", "v3_2"): (
+        {**DSV3_2, **sizes(7168, 61, 128, 18432)}, 671_877_929_216, 85_888),
     ("dsv2", "lite"): (
         {**DSV2, **sizes(2048, 27, 16, 10944, moe_intermediate_size=1408, q_lora_rank=None,
                          n_routed_experts=64, n_group=1, topk_group=1, routed_scaling_factor=1.0,

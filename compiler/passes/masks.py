@@ -7,7 +7,7 @@ stays an expression.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -166,18 +166,45 @@ def visible(mask: Interval, length: int) -> float:
     return (ahead + behind) / length**2
 
 
-def shares(graph: Graph, length: int) -> dict[str, float]:
+def shares(graph: Graph, at: Mapping[str, int]) -> dict[str, float]:
     """For each contraction of an attention, scores and values, the share of its pairs that the mask
-    lets see where time and history are ``length`` positions; 1 where it is no interval."""
+    lets see where time and history are ``at["time"]`` positions."""
     found: dict[str, float] = {}
     for node in graph:
         if node.op != "softmax" or not is_square(node.type.dims):
             continue
         conditions, products = _below(graph, node.inputs[0])
-        seen = both(interval(graph, name, wanted) for name, wanted in conditions)
-        share = visible(seen, length) if seen else 1.0
+        seen = _conditions_at_most(graph, conditions, at)
+        share = visible(seen, at["time"])
         found |= dict.fromkeys([*products, *_above(graph, node.name)], share)
     return found
+
+
+def _conditions_at_most(
+    graph: Graph, conditions: Iterable[tuple[str, bool]], at: Mapping[str, int]
+) -> Interval:
+    seen = both(_at_most(graph, name, wanted, at) for name, wanted in conditions)
+    assert seen is not None
+    return seen
+
+
+def _at_most(graph: Graph, name: str, wanted: bool, at: Mapping[str, int]) -> Interval:
+    """An interval of at least as many pairs as those for which a mask is ``wanted``: of a choice of
+    some, the nearest so many; everything where nothing is known."""
+    exact = interval(graph, name, wanted)
+    if exact is not None:
+        return exact
+    node = graph[name]
+    fn = node.attrs.get("fn") if node.op == "map" else None
+    if fn == "not":
+        return _at_most(graph, node.inputs[0], not wanted, at)
+    if fn == ("and" if wanted else "or"):
+        return _conditions_at_most(graph, [(operand, wanted) for operand in node.inputs], at)
+    if node.op == "in_top" and wanted and is_square(node.type.dims):
+        least, beyond = _conditions_at_most(graph, _below(graph, node.inputs[0])[0], at)
+        reach = (least or 0) + node.attrs["count"].at(at)
+        return least, reach if beyond is None else min(beyond, reach)
+    return None, None
 
 
 def _below(graph: Graph, name: str) -> tuple[list[tuple[str, bool]], list[str]]:
