@@ -225,6 +225,44 @@ def _(w: Weights, x: Tensor) -> Tensor:
     return torch.einsum("gts,sgn->tgn", p, value).flatten(-2) @ w["O"].T
 
 
+@mixer("a branch around a chain that has one order for any number of positions", """
+  index h : 5, g : 3, m : 1, r : 3
+  param C[r,d]  param K[g,h,r]  param V[m,r]  param Q[g,h,d]  param O[d,m,h]
+""", """
+    cached c[s,r] = C[r,d] * x[t,d]
+    let k[g,s,h]: f32 = K[g,h,r] * c[s,r]
+    let v[s,m]: f32 = V[m,r] * c[s,r]
+    let q[g,t,h] = Q[g,h,d] * x[t,d]
+    let score[h,t,s]: f32 = k[g,s,h] * q[g,t,h] * 0.3
+    let p[s,h,t]: f32 = softmax[s](0.7 * where(position[t] > position[s], score[h,t,s], -inf))
+    let o[m,h,t]: f32 = p[s,h,t] * v[s,m]
+    y[t,d] = O[d,m,h] * o[m,h,t]
+""")  # fmt: skip
+def _(w: Weights, x: Tensor) -> Tensor:
+    c = x @ w["C"].T
+    k, q = torch.einsum("ghr,sr->gsh", w["K"], c), torch.einsum("ghd,td->gth", w["Q"], x)
+    score = torch.einsum("gsh,gth->hts", k, q) * 0.21
+    p = softmax(score.masked_fill(distance(x) <= 0, -inf))
+    return torch.einsum("hts,sr,mr,dmh->td", p, c, w["V"], w["O"])
+
+
+@mixer("indices called as runtimes call the batch", """
+  index a : 2, b : 3, B : 4
+  param K[B,d]  param V[b,d]  param Q[a,B,d]  param O[d,a,b]
+""", """
+    cached k[s,B] = K[B,d] * x[t,d]
+    cached v[s,b] = V[b,d] * x[t,d]
+    q[t,a,B] = Q[a,B,d] * x[t,d]
+    let p[a,t,s]: f32 = softmax[s](where(position[s] <= position[t], q[t,a,B] * k[s,B], -inf))
+    o[t,a,b] = p[a,t,s] * v[s,b]
+    y[t,d] = O[d,a,b] * o[t,a,b]
+""")  # fmt: skip
+def _(w: Weights, x: Tensor) -> Tensor:
+    score = torch.einsum("aBd,td,Be,se->ats", w["Q"], x, w["K"], x)
+    p = score.masked_fill(distance(x) < 0, -inf).softmax(-1)
+    return torch.einsum("ats,be,se,dab->td", p, w["V"], x, w["O"])
+
+
 @mixer("one score under two softmaxes", """
   index n : 4
   param W[n,d]  param Q[n,d]  param O[d,n]

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, reject, settings
 
 from compiler.equivalence import difference
 from compiler.interpret import Interpreter, random_weights
+from dsl.diagnostics import DiagnosticError
 from tests.differential import agree, compiled
 from tests.nasty import MODELS
+from tests.programs import models
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -32,3 +35,17 @@ def test_a_nasty_model_means_what_it_says(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_nasty_model_computes_the_same_however_it_is_run(name: str, tmp_path: Path) -> None:
     agree(tmp_path, MODELS[name].text)
+
+
+@settings(
+    max_examples=6, derandomize=True, deadline=None, database=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(models())
+def test_a_random_model_computes_the_same_however_it_is_run(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    try:
+        agree(tmp_path_factory.mktemp("random"), text)
+    except DiagnosticError:
+        reject()  # the generator knows the language's rules nearly

@@ -54,7 +54,7 @@ def _order(graph: Graph, sizes: Mapping[str, int]) -> tuple[Graph, list[Graph]]:
     has_time = any(dim.kind == "time" for node in graph for dim in node.type.dims)
     open_chains = [c for c in found if has_time and len(options[c.contraction]) > 1]
     branches: list[regions.Branch] = []
-    for region in regions.find(graph, open_chains):
+    for region in regions.find(graph, open_chains, found):
         inside = {chain.contraction: options[chain.contraction] for chain in region.chains}
         few, many, limit = _crossing(inside, found, sizes)
         best.update(many)

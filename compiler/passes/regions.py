@@ -47,9 +47,10 @@ class Branch:
 # -- finding -------------------------------------------------------------------------------------
 
 
-def find(graph: Graph, found: list[Chain]) -> list[Region]:
-    """The regions of these chains. Where a joint region would have several results (a value within
-    it is read elsewhere too), each of its chains stands alone."""
+def find(graph: Graph, found: list[Chain], every: list[Chain]) -> list[Region]:
+    """The regions of the chains ``found``, of ``every`` chain of the body. Where a joint region
+    would have several results (a value within it is read elsewhere too), each of its chains stands
+    alone."""
     groups: nx.Graph[int] = nx.Graph()
     groups.add_nodes_from(range(len(found)))
     for i, chain in enumerate(found):
@@ -58,8 +59,8 @@ def find(graph: Graph, found: list[Chain]) -> list[Region]:
     regions: list[Region] = []
     for group in nx.connected_components(groups):
         together = [found[i] for i in sorted(group)]
-        joint = _region(graph, together)
-        alone = [_region(graph, [chain]) for chain in together]
+        joint = _region(graph, together, every)
+        alone = [_region(graph, [chain], every) for chain in together]
         regions += [joint] if joint else [region for region in alone if region]
     return regions
 
@@ -81,7 +82,7 @@ def _ahead(graph: Graph, root: str) -> set[str]:
     return seen
 
 
-def _region(graph: Graph, group: list[Chain]) -> Region | None:
+def _region(graph: Graph, group: list[Chain], every: list[Chain]) -> Region | None:
     weight, masks = chains.weights(graph), _masks(graph)
     core: set[str] = set().union(*(_own(chain) for chain in group))
     copied: set[str] = set()
@@ -91,6 +92,9 @@ def _region(graph: Graph, group: list[Chain]) -> Region | None:
         below = set().union(*(nx.descendants(graph.nx, name) for name in core))
         above = set().union(*(nx.ancestors(graph.nx, name) for name in core))
         core |= below & above
+        for chain in every:  # one that lies between is multiplied in here, with all its factors
+            if chain.root in core:
+                core |= _own(chain)
         for operand in _read(graph, core | copied) - core - copied:
             node = graph[operand]
             if operand in masks or _is_free(graph, node, weight):

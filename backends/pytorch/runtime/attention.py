@@ -47,13 +47,15 @@ def attention(
     Returns:
         Packed, with the axes of the value's equation: ``[total, h, v]`` for ``thv``.
     """
-    scored = [(*_subscripts(equation), query, key) for equation, query, key in terms]
+    used = "".join([equation for equation, _, _ in terms] + [value[0]])
+    batch = next(letter for letter in "bBzZyY" if letter not in used)
+    scored = [(*_subscripts(equation, batch), query, key) for equation, query, key in terms]
     # The scale goes to the queries, which are fewer than the scores.
     queries = [step.pad(q, left.index("t") - 1).float() * scale for _, left, _, q, _ in scored]
     # A value may be a key as well: it is widened once.
     wide = {id(x): x.float() for x in (*(key for *_, key in scored), value[1])}
     keys, values = [wide[id(key)] for *_, key in scored], wide[id(value[1])]
-    summed, scores, held = _subscripts(value[0])
+    summed, scores, held = _subscripts(value[0], batch)
     axis = summed.split("->")[1].index("t")
     sizes: dict[str, int] = {}
     for (_, left, right, *_), query, key in zip(scored, queries, keys, strict=True):
@@ -75,9 +77,8 @@ def attention(
 
 
 @lru_cache(maxsize=256)
-def _subscripts(equation: str) -> tuple[str, str, str]:
+def _subscripts(equation: str, batch: str) -> tuple[str, str, str]:
     """The equation with a letter for the batch in front, and its two operands' subscripts."""
-    batch = next(letter for letter in "bBzZyY" if letter not in equation)
     operands, result = equation.split("->")
     left, right = (batch + operand for operand in operands.split(","))
     return f"{left},{right}->{batch}{result}", left, right

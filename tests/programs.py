@@ -1,0 +1,612 @@
+"""Random models in the language: valid by construction, small, and unlike anything published.
+
+A block's equations are made one after another, each from values that are there already; ``Block``
+keeps what axes these have. What comes out uses the language as no single model does: chains of
+contractions, masks that are no masks, picks of picks, caches read in odd ways, blocks lifted over
+whatever stands there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+HEAD = """\
+edition 2026
+import std.norm
+import std.ffn
+import std.rotary
+index t : time, s : history t
+const hidden = {hidden}
+const vocab = 11
+fn squash(x) -> y {{ y = x / (1 + abs(x)) }}
+fn centred[i](x[i]) -> y[i] {{
+  let m: f32 = mean[i](x[i])
+  y[i] = x[i] - broadcast[i](m)
+}}
+fn inner[i](x[i], z[i]) -> y {{ y = x[i] * z[i] }}
+block Two[d] {{
+  index a : size(d)
+  param A[a,d]  param B[d,a]  param c
+  def (x[d]) -> y[d] {{
+    u[a] = tanh(A[a,d] * x[d]) * c
+    y[d] = B[d,a] * u[a]
+  }}
+}}
+block Step[d] {{
+  index a : size(d)
+  param A[d,a]  param g[d]
+  def (x[t,d], b[t,d]) -> y[t,d] {{
+    z[t,a] = x[t,a] + b[t,a]
+    cached past[s,d] = g[d] * x[t,d]
+    let before[t,d] = max[s](where(position[s] < position[t], past[s,d], -1.0))
+    y[t,d] = tanh(A[d,a] * z[t,a]) + before[t,d]
+  }}
+}}
+"""
+
+MASKS = (
+    "position[s] <= position[t]",
+    "position[s] < position[t]",
+    "position[t] - position[s] < 3 and position[s] <= position[t]",
+    "position[t] - position[s] >= 2",
+    "position[s] >= position[t]",
+    "position[s] > position[t] + 1",
+    "position[t] - position[s] < 3 and position[s] - position[t] < 2",
+    "not (position[s] > position[t])",
+    "position[s] == position[t] or position[s] < 1",
+    "2 * position[s] <= position[t]",
+    "position[s] < 2 and position[t] >= 0",
+    "position[t] != position[s]",
+)
+FEW = ("tanh({})", "sigmoid({})", "cos({})", "squash({})", "-{}", "0.5 * {}", "{} - 1", "{} / 3",
+       "max({}, 0.0)", "min({}, 0.25)", "abs({})", "{} * 1", "floor({} * 2)", "exp(squash({}))",
+       "where({} > 0, 1, 0)")  # fmt: skip
+MOST = 600  # numbers of a value, where time and history count as four
+
+
+@dataclass(frozen=True)
+class Value:
+    name: str
+    axes: tuple[str, ...]
+    exact: bool = True  # no steps in it: what is chosen by size is not decided by rounding
+
+    def __str__(self) -> str:
+        return self.at()
+
+    def at(self, *axes: str) -> str:
+        axes = axes or self.axes
+        return f"{self.name}[{','.join(axes)}]" if axes else self.name
+
+    def where(self, old: str, new: str) -> str:
+        return self.at(*(new if a == old else a for a in self.axes))
+
+
+class Block:
+    """The members and equations of one block, and what values there are so far."""
+
+    def __init__(self, draw: Callable[..., object], hidden: int):
+        self.draw = draw
+        self.sizes = {"t": 4, "s": 4, "d": hidden}
+        self.indices: list[str] = []
+        self.members: list[str] = []
+        self.lines: list[str] = []
+        self.values = [Value("x", ("t", "d"))]
+        self.numbers: dict[str, int] = {}
+        self.norms: dict[str, str] = {}
+
+    # -- choices ---------------------------------------------------------------------------------
+
+    def one(self, some: Sequence):  # type: ignore[no-untyped-def, type-arg]
+        return self.draw(st.sampled_from(list(some)))
+
+    def maybe(self) -> bool:
+        return bool(self.draw(st.booleans()))
+
+    def some(self, among, least: int = 0, most: int = 9):  # type: ignore[no-untyped-def]
+        """A part of these, in any order."""
+        order = list(self.draw(st.permutations(list(among))))  # type: ignore[call-overload]
+        return order[: self.draw(st.integers(min(least, len(order)), min(most, len(order))))]  # type: ignore[misc]
+
+    def name(self, stem: str) -> str:
+        self.numbers[stem] = self.numbers.get(stem, 0) + 1
+        return f"{stem}{self.numbers[stem]}"
+
+    # -- indices, parameters, equations ----------------------------------------------------------
+
+    def size(self, axis: str) -> int:
+        if "|" in axis:
+            return sum(self.size(part) for part in axis.split("|"))
+        return self.sizes[axis]
+
+    def new(self, size: int | None = None, text: str = "") -> str:
+        name = self.name("i")
+        self.sizes[name] = size or self.one((1, 2, 2, 3, 4, 5))
+        self.indices.append(f"{name} : {text or self.sizes[name]}")
+        return name
+
+    def param(self, *axes: str, role: str = "param") -> str:
+        name = self.name("W")
+        written = f"[{','.join(axes)}]" if axes else ""
+        self.members.append(f"{role} {name}{written}" + (": f32" if role == "state" else ""))
+        return f"{name}{written}"
+
+    def fits(self, axes: Sequence[str]) -> bool:
+        total = 1
+        for axis in axes:
+            total *= self.size(axis)
+        return total <= MOST and len(set(axes)) == len(axes)
+
+    def let(self, axes: Sequence[str], text: str, exact: bool = True, plain: bool = False) -> Value:
+        value = Value(self.name("v"), tuple(self.some(axes, 9)), exact)
+        kind = "" if plain or self.one((0, 0, 1)) else "let "
+        dtype = ": f32" if self.maybe() else ""
+        self.lines.append(f"{kind}{value}{dtype} = {text}")
+        self.values.append(value)
+        return value
+
+    def value(self, fits: Callable[[Value], bool] = lambda v: True) -> Value | None:
+        found = [v for v in self.values if fits(v)]
+        return self.one(found[::-1]) if found else None
+
+    def plain(self, value: Value) -> list[str]:
+        return [a for a in value.axes if a not in ("t", "s")]
+
+    # -- what an equation may be -----------------------------------------------------------------
+
+    def project(self) -> None:
+        """A product with a stored matrix, whose rows and columns may be products or sums."""
+        v = self.value(lambda v: bool(self.plain(v)))
+        if v is None:
+            return
+        over = self.some(self.plain(v), 1, 2)
+        kept = [a for a in v.axes if a not in over]
+        made = [self.new() for _ in range(self.one((0, 1, 1, 2, 2)))]
+        if not self.fits([*kept, *made]):
+            return
+        rows, columns = list(made), list(over)
+        if len(made) == 2:
+            form = self.one(("apart", "product", "sum"))
+            if form == "product":
+                rows = [f"({','.join(made)})"]
+            elif form == "sum":
+                rows = made = ["|".join(made)]
+        if len(over) == 2 and self.maybe():
+            columns = [f"({','.join(over)})"]
+        both = [*columns, *rows] if self.maybe() else [*rows, *columns]
+        w = self.param(*both)
+        text = f"{w} * {v}" if self.maybe() else f"{v} * {w}"
+        if self.maybe():
+            text += self.one((" * 0.5", " / 2", " * W", " * w"))
+            if text.endswith(" * W"):
+                text = text[:-1] + self.param()
+            elif text.endswith(" * w"):
+                text = text[:-1] + self.param(self.one(made)) if made else text[:-4]
+        self.let([*kept, *made], text)
+
+    def multiply(self) -> None:
+        """A product of values, summed over some of what they share."""
+        v = self.value()
+        assert v is not None
+        w = self.value(lambda w: self.fits(tuple(dict.fromkeys((*v.axes, *w.axes)))))
+        if w is None:
+            return
+        shared = [a for a in v.axes if a in w.axes and a != "t"]
+        over = self.some(shared, 0, 2)
+        left = [a for a in dict.fromkeys((*v.axes, *w.axes)) if a not in over]
+        text = f"{v} * {w}" if self.maybe() else f"0.5 * {v} * {w}"
+        third = self.value(lambda z: set(z.axes) <= set(left) and "s" not in over)
+        if third is not None and third.axes and self.maybe():
+            text += f" * {third}" if self.maybe() else f" / (1 + abs({third}))"
+        if not over:
+            text = f"squash({text})" if self.maybe() else text
+        self.let(left, text, v.exact and w.exact)
+
+    def add(self) -> None:
+        v = self.value()
+        assert v is not None
+        w = self.value(lambda w: set(w.axes) <= set(v.axes))
+        assert w is not None
+        lacking = [a for a in v.axes if a not in w.axes]
+        other = f"broadcast[{','.join(lacking)}]({w})" if lacking else str(w)
+        terms = [str(v), other] if self.maybe() else [other, str(v)]
+        self.let(v.axes, self.one((" + ", " - ")).join(terms), v.exact and w.exact)
+
+    def pointwise(self) -> None:
+        v = self.value()
+        assert v is not None
+        text = self.one(FEW)
+        smooth = not any(word in text for word in ("floor", "where", "max", "min"))
+        self.let(v.axes, text.format(v), v.exact and smooth)
+
+    def gate(self) -> None:
+        v = self.value()
+        assert v is not None
+        text = self.one(("{0} * sigmoid({0})", "{0} * {0}", "{0} / (1 + exp(-{0}))", "{0} ^ 2"))
+        self.let(v.axes, text.format(v), v.exact)
+
+    def normed(self) -> None:
+        v = self.value(lambda v: bool(self.plain(v)))
+        if v is None:
+            return
+        over = self.some(self.plain(v), 1, 2)
+        square = self.one(("{0} * {0}", "{0} ^ 2")).format(v)
+        eps = self.one((" + 0.5", " + 1", ""))
+        mean = f"mean[{','.join(over)}]({square})" + (eps or " + 1e-2")
+        text = self.one(("{0} * rsqrt({1})", "{0} / sqrt({1})", "{0} * ({1}) ^ -0.5",
+                         "{0} / {1}", "1 / sqrt({1}) * {0}")).format(v, f"({mean})")  # fmt: skip
+        if self.maybe():
+            text += f" * {self.param(*over)}"
+        self.let(v.axes, text, v.exact)
+
+    def soft(self) -> None:
+        v = self.value(lambda v: bool(self.plain(v)) and not any("|" in a for a in v.axes))
+        if v is not None:
+            axis = self.one(self.plain(v))
+            fn = self.one(("softmax", "centred"))
+            self.let(v.axes, f"{fn}[{axis}]({v})", v.exact)
+
+    def reduce(self) -> None:
+        v = self.value(lambda v: bool(self.plain(v)) and not any("|" in a for a in v.axes))
+        if v is not None:
+            over = self.some(self.plain(v), 1, 2)
+            fn = self.one(("sum", "mean", "max", "min"))
+            text = f"{fn}[{','.join(over)}]({v})"
+            self.let([a for a in v.axes if a not in over], text, v.exact)
+
+    def cached(self) -> None:
+        v = self.value(lambda v: "t" in v.axes and "s" not in v.axes)
+        assert v is not None
+        if not self.maybe():
+            v = self.value(lambda v: "t" in v.axes and "s" not in v.axes and len(v.axes) > 1) or v
+        axes = self.some([*self.plain(v), "s"], 9)
+        value = Value(self.name("c"), tuple(axes), v.exact)
+        dtype = ": f32" if self.maybe() else ""
+        self.lines.append(f"cached {value}{dtype} = {v}")
+        self.values.append(value)
+
+    def along(self) -> None:
+        """A history reduced under a mask."""
+        v = self.value(lambda v: "s" in v.axes)
+        if v is None:
+            return
+        fn, rest = self.one((("sum", "0.0"), ("max", "-2.0"), ("min", "3.0"), ("mean", "0.0")))
+        axes = [a for a in dict.fromkeys(("t", *v.axes)) if a != "s"]
+        text = f"{fn}[s](where({self.one(MASKS)}, {v}, {rest}))"
+        self.let(axes, text + self.one(("", " / (position[t] + 1)")), v.exact)
+
+    def attend(self) -> None:
+        """Scores of queries with a history, a mask, and a value; keys and values may come from a
+        latent, whose weights an order of contractions may bring to the queries."""
+        heads = [self.new() for _ in range(self.one((0, 1, 1, 2)))]
+        n, m = self.new(), self.new()
+        if self.maybe():
+            r = self.new(self.one((3, 5, 7)))
+            source = f"c0{r}[s,{r}]"
+            self.lines.append(f"cached {source} = {self.param(r, 'd')} * x[t,d]")
+            keys = self.let(["s", *self.some(heads), n], "")
+            self.lines[-1] += f"{self._stored(keys.axes, 's', r)} * {source}"
+            value = self.let(["s", *self.some(heads), m], "")
+            self.lines[-1] += f"{self._stored(value.axes, 's', r)} * {source}"
+        else:
+            keys = Value(self.name("c"), ("s", *self.some(heads), n))
+            self.lines.append(f"cached {keys} = {self._stored(keys.axes, 's', 'd')} * x[t,d]")
+            value = Value(self.name("c"), tuple(self.some(["s", *self.some(heads), m], 9)))
+            self.lines.append(f"cached {value} = {self._stored(value.axes, 's', 'd')} * x[t,d]")
+            self.values += [keys, value]
+        query = self.let(["t", *heads, n], "")
+        self.lines[-1] += f"{self._stored(query.axes, 't', 'd')} * x[t,d]"
+        score = self.one(("{} * {}", "{1} * {0}")).format(query, keys)
+        score = self.one(("{}", "{} * 0.5", "({}) / 2", "2 * ({})", "{} * 0.3", "-({})")).format(
+            score
+        )
+        form = self.one("plain plain plain bias term".split())
+        if heads and form == "bias":
+            bias = self.one(("- {} * (position[t] - position[s])", "+ {} * position[s]",
+                             "+ {} / (1 + abs(position[t] - position[s]))"))  # fmt: skip
+            score += " " + bias.format(self.param(self.one(heads)))
+        elif form == "term":
+            more = self.param(*heads, "d")
+            self.lines.append(f"cached e{n}[s] = {self.param('d')} * x[t,d]")
+            query = self.let(["t", *heads], f"{more} * x[t,d]")
+            score = self.one(("({}) + {} * e{}[s]", "({}) - {} * e{}[s]")).format(score, query, n)
+        self.masked(self.let(["t", "s", *heads], score), value)
+
+    def _stored(self, axes: Sequence[str], but: str, last: str) -> str:
+        return self.param(*(a for a in axes if a != but), last)
+
+    def masked(self, score: Value | None = None, value: Value | None = None) -> None:
+        score = score or self.value(lambda v: "s" in v.axes)
+        if score is None:
+            return
+        mask = self.one(MASKS)
+        axes = list(dict.fromkeys((*score.axes, "t")))
+        inside = self.one((
+            "where({0}, {1}, -inf)", "where(not ({0}), -inf, {1})", "0.7 * where({0}, {1}, -inf)",
+            "where({0}, {1}, -inf)", "where(position[s] <= position[t], {1}, -inf)",
+            "where({0} and {1} > -2, {1}, -inf)",
+            "where(position[s] <= position[t], where({0}, {1}, -inf), -inf)",
+            "where({0}, {1}, -3.0)", "{2}", "where({0}, 2 * {1}, -inf)",
+        ))  # fmt: skip
+        plain = score if "t" in score.axes else f"broadcast[t]({score})"
+        inside = inside.format(mask, score, plain)
+        p = self.let(axes, f"softmax[s]({inside})", score.exact)
+        v = value or self.value(lambda v: "s" in v.axes and "t" not in v.axes)
+        if v is None:
+            return
+        left = [a for a in dict.fromkeys((*axes, *v.axes)) if a != "s"]
+        if self.fits(left):
+            self.let(left, f"{p} * {v}", p.exact and v.exact)
+
+    def pick(self) -> None:
+        """The best of an axis, by place; then what stands there, here or in a table."""
+        v = self.value(lambda v: v.exact and "s" not in v.axes and bool(self.plain(v))
+                       and not any("|" in a for a in v.axes))  # fmt: skip
+        if v is None:
+            return
+        axis = self.one(self.plain(v))
+        count = self.draw(st.integers(1, self.size(axis)))
+        k = self.new(count)  # type: ignore[arg-type]
+        rest = [a for a in v.axes if a != axis]
+        if self.maybe():
+            self.let([*rest, k], f"top[{axis} -> {k}]({v})")
+            return
+        at = f"{self.name('p')}[{','.join([*rest, k])}]"
+        self.lines.append(f"{at} = argtop[{axis} -> {k}]({v})")
+        what = self.one(("itself", "another", "rows", "row of each"))
+        if what == "itself":
+            self.let([*rest, k], v.where(axis, at))
+        elif what == "rows":
+            o = self.new()
+            self.let([*rest, k, o], self.param(axis, o).replace(f"[{axis}", f"[{at}"))
+        elif what == "row of each" and self.plain(Value("", tuple(rest))):
+            own, o = self.one(self.plain(Value("", tuple(rest)))), self.new()
+            self.let([*rest, k, o], self.param(own, axis, o).replace(f",{axis}", f",{at}"))
+        else:
+            other = self.value(lambda w: axis in w.axes and self.fits(
+                tuple(dict.fromkeys((*rest, k, *(a for a in w.axes if a != axis))))))  # fmt: skip
+            if other is not None:
+                axes = dict.fromkeys((*rest, k, *(a for a in other.axes if a != axis)))
+                self.let(tuple(axes), other.where(axis, at), other.exact)
+
+    def among(self) -> None:
+        v = self.value(lambda v: v.exact and "s" not in v.axes and bool(self.plain(v))
+                       and not any("|" in a for a in v.axes))  # fmt: skip
+        if v is None:
+            return
+        axis = self.one(self.plain(v))
+        count = self.draw(st.integers(1, self.size(axis)))
+        open_ = f"{self.name('b')}[{','.join(v.axes)}]"
+        self.lines.append(f"{open_} = in_top[{axis}, {count}]({v})")
+        self.let(v.axes, f"where({open_}, {v}, {self.one(('0', '-1.0', '0.5'))})", False)
+
+    def experts(self) -> None:
+        """An array of blocks, picked by data, one after another, or all of them."""
+        v = self.value(lambda v: "s" not in v.axes and bool(self.plain(v))
+                       and not any("|" in a for a in v.axes))  # fmt: skip
+        if v is None:
+            return
+        axis = self.one(self.plain(v))
+        rest = [a for a in v.axes if a != axis]
+        e = self.new(self.one((1, 2, 3, 4)))
+        k = self.new(self.draw(st.integers(1, self.sizes[e])))  # type: ignore[arg-type]
+        if not self.fits([*rest, e, axis]):
+            return
+        array, score = self.name("blocks"), self.name("r")
+        inner = f"{axis}, {self.new()}"
+        block = self.one((f"Two[{axis}]", f"SwiGLU[{inner}]"))
+        self.members.append(f"use {array}[{e}] = {block}")
+        score = f"{score}[{','.join([*rest, e])}]"
+        w = self.param(e, axis)
+        self.lines.append(f"{score}: f32 = {self.one(('', 'softmax[' + e + ']'))}({w} * {v})")
+        if self.maybe():
+            self.let([*rest, axis], f"{score} * {array}[{e}]({v})", v.exact)
+            return
+        if not v.exact:
+            return
+        at = f"{self.name('p')}[{','.join([*rest, k])}]"
+        self.lines.append(f"{at} = argtop[{e} -> {k}]({score})")
+        gate = score.replace(f"{e}]", f"{at}]")
+        routed = f"{array}[{at}]({v})"
+        form = self.one(("gated", "kept", "summed", "most"))
+        if form == "gated":
+            self.let([*rest, axis], f"{gate} * {routed}")
+        elif form == "summed":
+            self.let([*rest, axis], f"sum[{k}]({gate} * {routed})")
+        elif form == "most":
+            self.let([*rest, axis], f"max[{k}]({routed})")
+        else:
+            self.let([*rest, k, axis], routed)
+
+    def called(self) -> None:
+        """A block of one vector on whatever ranges over its index."""
+        v = self.value(lambda v: bool(self.plain(v)) and not any("|" in a for a in v.axes))
+        if v is None:
+            return
+        axis = self.one(self.plain(v))
+        if axis not in self.norms or self.maybe():
+            self.norms[axis] = self.name("norm")
+            block = self.one((f"RMSNorm[{axis}]", f"Two[{axis}]", f"SwiGLU[{axis}, {self.new()}]"))
+            self.members.append(f"use {self.norms[axis]} = {block}")
+        self.let(v.axes, f"{self.norms[axis]}({v})", v.exact)
+
+    def rotated(self) -> None:
+        def even(value: Value) -> list[str]:
+            return [a for a in self.plain(value) if "|" not in a and self.size(a) % 2 == 0]
+
+        v = self.value(lambda v: ("t" in v.axes) != ("s" in v.axes) and bool(even(v)))
+        if v is not None:
+            fn = self.one(("rotary", "rotary_halves"))
+            at = "t" if "t" in v.axes else "s"
+            self.let(v.axes, f"{fn}[{self.one(even(v))}]({v}, position[{at}])", v.exact)
+
+    def viewed(self) -> None:
+        """A part of a sum, a place, another name, an axis taken apart or several as one."""
+        v = self.value(lambda v: bool(self.plain(v)))
+        if v is None:
+            return
+        axis = self.one(self.plain(v))
+        rest = [a for a in v.axes if a != axis]
+        if "|" in axis:
+            part = self.one(axis.split("|"))
+            if part not in v.axes:
+                self.let([*rest, part], v.where(axis, part), v.exact)
+            return
+        size = self.size(axis)
+        form = self.one(("place", "name", "apart", "strided"))
+        if form == "place":
+            place = self.draw(st.integers(0, size - 1))
+            self.let(rest, v.where(axis, str(place)), v.exact)
+        elif form == "name":
+            b = self.new(size, f"size({axis})")
+            self.let([*rest, b], v.where(axis, b), v.exact)
+        elif size % 2 == 0:
+            o, p = self.new(2), self.new(size // 2, f"size({axis}) / 2")
+            both = f"({o},{p})" if self.maybe() else f"({p},{o})"
+            if form == "apart":
+                self.let([*rest, o, p], v.where(axis, both), v.exact)
+            else:
+                self.let([*rest, p], v.where(axis, both.replace(o, self.one("01"))), v.exact)
+
+    def joined(self) -> None:
+        v = self.value(lambda v: not any("|" in a for a in v.axes))
+        if v is None:
+            return
+        w = self.value(lambda w: set(w.axes) == set(v.axes))
+        assert w is not None
+        if self.maybe() or not self.plain(v):
+            o = self.new(2)
+            if self.fits([*v.axes, o]):
+                self.let([*v.axes, o], f"stack[{o}]({v}, {w} * 2)", v.exact and w.exact)
+            return
+        axis = self.one(self.plain(v))
+        a, b = (self.new(self.size(axis), f"size({axis})") for _ in range(2))
+        both = f"{a}|{b}"
+        if self.fits([both if a == axis else a for a in v.axes]):
+            axes = [both if a == axis else a for a in v.axes]
+            text = f"concat[{both}]({v.where(axis, a)}, {w.where(axis, b)})"
+            self.let(axes, text, v.exact and w.exact)
+
+    def places(self) -> None:
+        form = self.one(("cos(0.3 * position[t])", "1 / (1 + position[t])", "position[t] > 1"))
+        if form.endswith("> 1"):
+            form = f"where({form}, 1, 0)"
+        if self.maybe():
+            axis = self.one([a for a in self.sizes if a not in ("t", "s")])
+            self.let(["t", axis], f"{form} * ({axis} + 1)")
+        else:
+            self.let(["t"], form)
+
+    def inner(self) -> None:
+        v = self.value(lambda v: bool(self.plain(v)) and not any("|" in a for a in v.axes))
+        if v is None:
+            return
+        axis = self.one(self.plain(v))
+        w = self.value(lambda w: axis in w.axes and not any("|" in a for a in w.axes)
+                       and self.fits(tuple(dict.fromkeys((*v.axes, *w.axes)))))  # fmt: skip
+        assert w is not None
+        left = [a for a in dict.fromkeys((*v.axes, *w.axes)) if a != axis]
+        self.let(left, f"inner[{axis}]({v}, {w})", v.exact and w.exact)
+
+    # -- the result ------------------------------------------------------------------------------
+
+    def finish(self) -> str:
+        terms = ["x[t,d]"]
+        read = " ".join(line.partition("=")[2] for line in self.lines)
+        last = [v for v in self.values[1:] if not re.search(rf"\b{v.name}\b", read)][-5:]
+        for v in [*last, *self.some(self.values[1:], most=1)]:
+            if "s" in v.axes:
+                axes = [a for a in dict.fromkeys(("t", *v.axes)) if a != "s"]
+                text = f"sum[s](where({self.one(MASKS)}, {v}, 0.0)) / (position[t] + 1)"
+                v = self.let(axes, text, plain=True)
+            rest = self.plain(v)
+            if "d" in rest and len(rest) > 1:
+                others = [a for a in rest if a != "d"]
+                v = self.let(
+                    [a for a in v.axes if a not in others],
+                    f"{self.param(*others)} * {v}", plain=True,
+                )  # fmt: skip
+                rest = ["d"]
+            term = str(v)
+            if rest and rest != ["d"]:
+                term = f"{self.param('d', *rest)} * {v}"
+            elif not rest:
+                term = f"{self.param('d')} * {v}"
+            if "t" not in v.axes:
+                term = f"broadcast[t](squash({term}))"
+            elif rest != ["d"]:
+                name = self.name("v")
+                self.lines.append(f"{name}[t,d] = {term}")
+                term = f"{name}[t,d]"
+            terms.append(f"squash({term})" if "t" in v.axes else term)
+        return f"y[t,d] = {' + '.join(terms)}"
+
+
+OPERATIONS = (
+    "project project multiply multiply add pointwise gate normed soft reduce cached along attend "
+    "attend masked pick among experts called rotated viewed viewed joined places inner"
+).split()
+
+
+@st.composite
+def models(draw: Callable[..., object], most: int = 9) -> str:
+    """A model of one to three kinds of layer."""
+    hidden = draw(st.sampled_from([1, 2, 3, 4, 6]))
+    kinds = draw(st.integers(1, 2))
+    text = HEAD.format(hidden=hidden)
+    for kind in range(kinds):  # type: ignore[call-overload]
+        block = Block(draw, hidden)  # type: ignore[arg-type]
+        for operation in draw(st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=most)):  # type: ignore[attr-defined]
+            getattr(block, operation)()
+        result = block.finish()
+        indices = f"  index {', '.join(block.indices)}\n" if block.indices else ""
+        members = "".join(f"  {line}\n" for line in block.members)
+        lines = "".join(f"    {line}\n" for line in [*block.lines, result])
+        text += f"block Mixer{kind}[d] {{\n{indices}{members}"
+        text += f"  def (x[t,d]) -> y[t,d] {{\n{lines}  }}\n}}\n"
+    return text + _model(draw, kinds)  # type: ignore[arg-type]
+
+
+def _model(draw: Callable[..., object], kinds: int) -> str:
+    pieces, start, calls = [], 0, []
+    indices = []
+    for number in range(draw(st.integers(1, 3))):  # type: ignore[call-overload]
+        length = draw(st.integers(0, 2))
+        block = f"Mixer{draw(st.integers(0, kinds - 1))}"
+        indices.append(f"l{number} : {start} .. {start + length}")  # type: ignore[operator]
+        pieces.append(f"layers[l{number}] = {block}[d]")
+        calls.append(f"x{number + 1}[t,d] = chain[l{number}](layers, x{number}[t,d])")
+        start += length  # type: ignore[operator, assignment]
+    last = f"x{len(calls)}[t,d]"
+    more = ""
+    if draw(st.booleans()):
+        indices.append("z : 0 .. 2")
+        pieces.append("more[z] = Step[d]")
+        calls.append(f"u[t,d] = chain[z](more, {last}, x0[t,d])")
+        last = "u[t,d]"
+    if draw(st.booleans()):
+        more = """
+  def ahead(token[t] of w, after[t] = token[t + 1]) -> logits[t,w] {
+    g[t,d] = trunk(token[t]) - embed[after[t],d]
+    logits[t,w] = head[w,d] * g[t,d]
+  }"""
+    body = "\n    ".join(calls)
+    return f"""
+model Own {{
+  index d : hidden, w : vocab, {", ".join(indices)}
+  param embed[w,d]  param head[w,d]
+  use {", ".join(pieces)}
+  use norm = RMSNorm[d]
+  def trunk(token[t] of w) -> h[t,d] {{
+    x0[t,d] = embed[token[t], d]
+    {body}
+    h[t,d] = norm({last})
+  }}
+  def main(token[t] of w) -> logits[t,w] {{
+    logits[t,w] = head[w,d] * trunk(token[t])
+  }}{more}
+}}
+"""
