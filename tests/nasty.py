@@ -246,19 +246,19 @@ def _(w: Weights, x: Tensor) -> Tensor:
     return torch.einsum("hts,sr,mr,dmh->td", p, c, w["V"], w["O"])
 
 
-@mixer("indices called as runtimes call the batch", """
-  index a : 2, b : 3, B : 4
-  param K[B,d]  param V[b,d]  param Q[a,B,d]  param O[d,a,b]
+@mixer("an index called as a runtime calls the batch", """
+  index a : 2, b : 3, c : 4
+  param K[c,d]  param V[b,d]  param Q[a,c,d]  param O[d,a,b]
 """, """
-    cached k[s,B] = K[B,d] * x[t,d]
+    cached k[s,c] = K[c,d] * x[t,d]
     cached v[s,b] = V[b,d] * x[t,d]
-    q[t,a,B] = Q[a,B,d] * x[t,d]
-    let p[a,t,s]: f32 = softmax[s](where(position[s] <= position[t], q[t,a,B] * k[s,B], -inf))
+    q[t,a,c] = Q[a,c,d] * x[t,d]
+    let p[a,t,s]: f32 = softmax[s](where(position[s] <= position[t], q[t,a,c] * k[s,c], -inf))
     o[t,a,b] = p[a,t,s] * v[s,b]
     y[t,d] = O[d,a,b] * o[t,a,b]
 """)  # fmt: skip
 def _(w: Weights, x: Tensor) -> Tensor:
-    score = torch.einsum("aBd,td,Be,se->ats", w["Q"], x, w["K"], x)
+    score = torch.einsum("acd,td,ce,se->ats", w["Q"], x, w["K"], x)
     p = score.masked_fill(distance(x) < 0, -inf).softmax(-1)
     return torch.einsum("ats,be,se,dab->td", p, w["V"], x, w["O"])
 
