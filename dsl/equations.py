@@ -330,7 +330,7 @@ class Checker:
                 span,
                 f"ranges over {shown_axes(value.free)}",
                 notes=[(left, f"the left side is {shown}")],
-                hint=_sum_or_keep(extra, wanted, shown),
+                hint=self._chained(extra) or _sum_or_keep(extra, wanted, shown),
             )
         if missing and (value.free or not isinstance(value, Scalar)):
             names = ", ".join(map(str, missing))
@@ -343,6 +343,14 @@ class Checker:
                 hint=f"if it is meant to be repeated, say so: broadcast[{names}](...)",
             )
 
+    def _chained(self, extra: list[Axis]) -> str:
+        """The hint where all blocks of an array were run at once and no index says what for."""
+        for name, pieces in self.pieces.items():
+            for axis in extra:
+                if any(used.use.array is axis for used in pieces):
+                    return f"to run the blocks one after another: chain[{axis}]({name}, ...)"
+        return ""
+
 
 def _sum_or_keep(extra: list[Axis], wanted: tuple[Axis, ...], shown: str) -> str:
     """What to do about indices that the left side lacks."""
@@ -350,6 +358,12 @@ def _sum_or_keep(extra: list[Axis], wanted: tuple[Axis, ...], shown: str) -> str
         assert index.alias is not None
         if any(set(atoms(axis)) <= set(atoms(index.alias)) for axis in extra):
             return f"'{index}' is {index.alias}: write {index.alias} on the left"
+    for axis in extra:
+        if isinstance(axis, Index) and axis.of in wanted:
+            return (
+                f"the right side is computed for the tokens of this step, which '{axis.of}' "
+                f"runs over: write '{axis.of}' for '{axis}'"
+            )
     names = ", ".join(map(str, extra))
     kept = f"{shown[:-1]},{names}]" if shown.endswith("]") else f"{shown}[{names}]"
     return f"sum over it: sum[{names}](...), or keep it on the left: {kept}"

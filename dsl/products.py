@@ -104,7 +104,7 @@ def reads(checker: Checker, e: Expr) -> frozenset[str]:
 
 def check_product(checker: Checker, e: ast.Binary) -> Expr:
     factors: list[Factor] = []
-    groups: list[tuple[int, int]] = []  # stretches of factors that stood in parentheses
+    groups: list[tuple[int, int, Span]] = []  # stretches of factors that stood in parentheses
     failed = not _flatten(checker, e, factors, groups, False)
     if failed:
         raise Failed
@@ -117,7 +117,7 @@ def check_product(checker: Checker, e: ast.Binary) -> Expr:
     bound = checker.left | checker.reduced
     over = tuple(a for a, at in counts.items() if len(at) > 1 and a not in bound)
     not_along_time(checker, over, e.span)
-    for first, last in groups:
+    for first, last, place in groups:
         for axis in over:
             inside = [n for n in counts[axis] if first <= n < last]
             if len(inside) > 1 and len(inside) < len(counts[axis]):
@@ -125,10 +125,10 @@ def check_product(checker: Checker, e: ast.Binary) -> Expr:
                 raise checker.error(
                     "E0408",
                     f"'{axis}' would be summed inside the parentheses, and stands outside too",
-                    e.span,
+                    place,
                     notes=[(factors[outer].value.span, f"'{axis}' stands here as well")],
-                    hint="give the product in parentheses a name of its own, "
-                    "or use two different indices",
+                    hint=f"if '{axis}' is summed once over all factors, leave the parentheses out\n"
+                    f"or give what is in them a name: a[{axis},...] = ...",
                 )
     _check_parameters(checker, factors, over, e.span)
     free = tuple(a for a in counts if a not in over)
@@ -168,14 +168,24 @@ def _check_parameters(
         # A number scales a matrix; a factor with all of its indices scales element by element.
         if len(own) < 2 or not others or not alone or checker.reduced.intersection(own):
             continue
+        kept = [a for a in own if a in others and a in checker.left and isinstance(a, Index)]
+        if kept:
+            hint = (
+                f"'{kept[0]}' stands on the left, so it is kept; what is to be summed has an index "
+                f"of its own:\nindex i : size({kept[0]}), and then {value.name}[...,i] * ...[i]"
+            )
+        else:
+            hint = (
+                "an index that both factors share and the left side lacks is summed: "
+                "is one misnamed?\nif each element is to be scaled, say so: "
+                f"broadcast[{', '.join(map(str, alone))}](...)"
+            )
         raise checker.error(
             "E0407",
             f"nothing is summed in this product with '{value.name}'",
             span,
             f"'{value.name}' ranges over {shown_axes(value.free)}",
-            hint="an index that both factors share and the left side lacks is summed: "
-            "is one misnamed?\nif each element is to be scaled, say so: "
-            f"broadcast[{', '.join(map(str, alone))}](...)",
+            hint=hint,
         )
 
 
@@ -183,7 +193,7 @@ def _flatten(
     checker: Checker,
     e: ast.Expr,
     factors: list[Factor],
-    groups: list[tuple[int, int]],
+    groups: list[tuple[int, int, Span]],
     divides: bool,
 ) -> bool:
     """Collect the factors of a chain of products, looking through parentheses."""
@@ -197,7 +207,7 @@ def _flatten(
         case ast.Group() if not divides and e.inner is not None and _is_product(e.inner):
             first = len(factors)
             ok = _flatten(checker, e.inner, factors, groups, False)
-            groups.append((first, len(factors)))
+            groups.append((first, len(factors), e.span))
             return ok
     try:
         factors.append(Factor(checker.expr(e), divides))
