@@ -55,7 +55,8 @@ def _twice(
         [
             Diagnostic(
                 "E0506",
-                f"'{'.'.join(path)}' runs twice in one step of '{entry}', and caches '{name}' each time",
+                f"'{'.'.join(path)}' runs twice in one step of '{entry}', and caches '{name}' "
+                "each time",
                 call.span if call is not None else cache.span,
                 notes=tuple(notes),
                 hint="what is cached belongs to one use: use the block once for each time it runs",

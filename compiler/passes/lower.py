@@ -17,8 +17,7 @@ from dsl import typed
 from dsl.constants import Constant, ConstantError
 from dsl.diagnostics import Span
 from dsl.extents import Extent, ExtentError
-from dsl.instances import fail
-from dsl.instances import Instance
+from dsl.instances import Instance, fail
 from dsl.scope import ConstScope, atoms
 
 if TYPE_CHECKING:

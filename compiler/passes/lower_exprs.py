@@ -99,7 +99,8 @@ def _enough(lower: BodyLowering, e: typed.Choice, over: Dim, count: Extent) -> N
     """Nothing chooses more than there is. How many positions a history has, only a run knows."""
     sizes = lower.elaborator.instances.sizes
     if over.kind == "plain" and count.at(sizes) > over.size.at(sizes):
-        text = f"{e.fn} cannot choose {count.at(sizes)} of the {over.size.at(sizes)} of '{over.name}'"
+        chosen, there = count.at(sizes), over.size.at(sizes)
+        text = f"{e.fn} cannot choose {chosen} of the {there} of '{over.name}'"
         raise fail("E0304", text, e.span)
 
 
