@@ -227,19 +227,32 @@ class Child:
 
 
 @dataclass(frozen=True)
+class NamePart:
+    """A member's part of checkpoint names: a template of ``dsl/templates.py``.
+
+    ``number`` is what the number of a child that is an array is called in it, and in the parts of
+    all that is below.
+    """
+
+    template: str
+    number: str | None = None
+    span: Span | None = None
+
+
+@dataclass(frozen=True)
 class Module:
     """One block at one set of sizes.
 
-    ``names`` maps parameters and children to their part of a checkpoint's tensor names; a child
-    that is an array has ``{}`` where its number stands; parts are joined with dots, empty ones
-    left out. ``methods`` maps a ``def``'s name (and how it is lifted) to its body.
+    ``names`` maps parameters and children to their part of a checkpoint's tensor names; parts are
+    joined with dots, empty ones left out. ``methods`` maps a ``def``'s name (and how it is lifted)
+    to its body.
     """
 
     name: str
     block: str
     parameters: tuple[Parameter, ...] = ()
     children: tuple[Child, ...] = ()
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, NamePart] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
     span: Span | None = None
 

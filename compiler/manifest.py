@@ -1,7 +1,8 @@
 """``manifest.json``: what a compiled directory holds, as data that other tools can read.
 
 ``parameters`` has one row per parameter of the source, arrays kept as patterns: the row of
-``model.layers.{0}.mlp.experts.{1}.up_proj.weight`` has ``ranges`` [[3, 61], [0, 256]], half-open.
+``model.layers.{0}.mlp.experts.{1}.up_proj.weight`` has ``ranges`` [[3, 61], [0, 256]], half-open; a
+number computed from these stands as ``{2 * $0 + 1}``.
 ``caches`` has one row per value the author marked ``cached``. The text is validated when it is
 read; a directory whose files are not those that were written is refused before any of them is run.
 """
@@ -14,11 +15,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from compiler import tensors
 from compiler.errors import UserError
 from compiler.ir import DType, Program
+from dsl.templates import numbered
 
 # Raised when a directory written by this version cannot be read by an older one, or the reverse.
 ABI = 1
@@ -79,6 +89,12 @@ class ParameterRow(_Row):
     role: Literal["param", "state"]
     initial: Literal["matrix", "gain", "shift", "state"]
     entries: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _tensor_is_a_name(self) -> ParameterRow:
+        if all(_ranges(self.ranges)):
+            numbered(self.tensor, _ranges(self.ranges))
+        return self
 
     @staticmethod
     def of(pattern: tensors.Pattern) -> ParameterRow:

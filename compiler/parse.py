@@ -16,6 +16,7 @@ from compiler.ir import (
     EntryInput,
     Graph,
     Module,
+    NamePart,
     Node,
     Parameter,
     Program,
@@ -324,7 +325,7 @@ class _Reader:
         dims: dict[str, Dim] = {}
         parameters: list[Parameter] = []
         children: list[Child] = []
-        names: dict[str, str] = {}
+        names: dict[str, NamePart] = {}
         methods: dict[str, str] = {}
         for inner in self.block(line):
             what = inner.next()
@@ -343,10 +344,17 @@ class _Reader:
                     inner.need("]")
                 inner.need("=")
                 children.append(Child(own, inner.word(), array))
-            elif what in ("name", "method"):
+            elif what == "name":
+                own, number = inner.word(), None
+                if inner.take("["):
+                    number = inner.word()
+                    inner.need("]")
+                inner.need("=")
+                names[own] = NamePart(inner.word(), number, inner.span)
+            elif what == "method":
                 own = inner.word()
                 inner.need("=")
-                (names if what == "name" else methods)[own] = inner.word()
+                methods[own] = inner.word()
             else:
                 inner.fail(f"'{what}' is not a part of a module")
             inner.end()

@@ -5,20 +5,23 @@ with ``{0}`` in 3 .. 61 and ``{1}`` in 0 .. 256 is one row, so that manifests an
 small as the source, however many layers and experts there are. ``Pattern.tensors`` expands a row.
 
 Checkpoint names are the ``names`` of the modules along the path, joined with dots, empty parts left
-out; ``{}`` stands for the number in an array, ``{layers}`` for the value of a constant.
+out. Where the source says ``model.layers.{2*i + 1}``, a row has ``model.layers.{2 * $0 + 1}``:
+``$0`` is the number that ``{0}`` is alone (``dsl/templates.py``).
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import gcd, prod
 from typing import Literal
 
 from compiler.errors import UserError
-from compiler.ir import Child, DType, Graph, Module, Node, Parameter, Program, Type
+from compiler.ir import Child, DType, Graph, Module, NamePart, Node, Parameter, Program, Type
+from dsl.templates import Numbers, TemplateError, filled, numbered
 
 # How random values suit a tensor when there is no checkpoint: what it does, read off the source.
 Initial = Literal["matrix", "gain", "shift", "state"]
@@ -70,9 +73,13 @@ class Pattern:
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor, in the order of the arrays."""
-        for numbers in itertools.product(*self.ranges):
-            path, name = self.path.format(*numbers), self.name.format(*numbers)
-            yield Tensor(path, name, self.shape, self.dtype, self)
+        if not len(self):
+            return
+        name = numbered(self.name, self.ranges)
+        for places in itertools.product(*(range(len(r)) for r in self.ranges)):
+            path = self.path.format(*(r[k] for r, k in zip(self.ranges, places, strict=True)))
+            parts = (p if isinstance(p, str) else str(p.at(places)) for p in name)
+            yield Tensor(path, "".join(parts), self.shape, self.dtype, self)
 
 
 @dataclass(frozen=True)
@@ -101,19 +108,29 @@ class CachePattern:
 
 @dataclass(frozen=True)
 class Place:
-    """A module of the tree, arrays kept as patterns."""
+    """A module of the tree, arrays kept as patterns.
+
+    ``numbers`` are the names that parts of names have for the numbers of the arrays on the way,
+    each with its slot; ``said`` is where in the source the parts stand.
+    """
 
     module: Module
     path: str = ""
     name: str = ""
     ranges: tuple[range, ...] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, tuple[range, ...]]:
         return self.path, self.ranges
 
 
-class NameClash(UserError):
+class BadName(UserError):
+    """A tensor's name in a checkpoint cannot be made."""
+
+
+class NameClash(BadName):
     """Two different tensors of a program would have one name in a checkpoint."""
 
 
@@ -122,16 +139,18 @@ def patterns(program: Program) -> list[Pattern]:
 
     Raises:
         NameClash: two tensors have one checkpoint name.
+        BadName: a number in a name is not whole, or below zero.
     """
     reached = _reached(program)
-    found = []
+    found: list[_Named] = []
     for place in places(program):
         bodies = [program.bodies[b] for b in place.module.methods.values() if b in program.bodies]
         for parameter in place.module.parameters:
             readers = reached.parameters.get((*place.key, parameter.name), set())
+            part = place.module.names.get(parameter.name)
             pattern = Pattern(
                 path=_join(place.path, parameter.name),
-                name=_join(place.name, part_of_name(program, place.module, parameter.name)),
+                name=_join(place.name, _filled(program, place, parameter.name, part)),
                 ranges=place.ranges,
                 shape=tuple(program.size(d) for d in parameter.type.dims),
                 dims=parameter.type.names,
@@ -141,9 +160,9 @@ def patterns(program: Program) -> list[Pattern]:
                 entries=tuple(e for e in program.entries if e in readers),
             )
             if len(pattern):
-                found.append(pattern)
+                found.append(_Named(pattern, _said(place, part)))
     _check_names(found)
-    return found
+    return [named.pattern for named in found]
 
 
 def tensors(program: Program) -> Iterator[Tensor]:
@@ -182,50 +201,66 @@ def places(program: Program) -> Iterator[Place]:
 
 
 def child_place(program: Program, parent: Place, child: Child) -> Place:
-    """Where a child stands. An array adds one number to the path and to the name."""
-    module = program.modules[child.module]
-    part = part_of_name(program, parent.module, child.name, array=child.array is not None)
-    if child.array is None:
-        return Place(
-            module, _join(parent.path, child.name), _join(parent.name, part), parent.ranges
-        )
-    slot = f"{{{len(parent.ranges)}}}"
-    start = child.array.start.at(program.sizes)
-    return Place(
-        module,
-        _join(parent.path, f"{child.name}[{slot}]"),
-        _join(parent.name, part.replace("{}", slot)),
-        (*parent.ranges, range(start, start + program.size(child.array))),
-    )
+    """Where a child stands. An array adds one number to the path and to the name.
 
-
-def part_of_name(program: Program, module: Module, member: str, array: bool = False) -> str:
-    """A member's part of checkpoint names: as ``names`` says, else its own name.
-
-    Constants in braces have their values; for an array ``{}`` stands where its number goes.
+    Raises:
+        BadName: its part of the name is none.
     """
-    part = module.names.get(member)
+    module = program.modules[child.module]
+    part = parent.module.names.get(child.name)
+    said = _said(parent, part)
+    if child.array is None:
+        name = _join(parent.name, _filled(program, parent, child.name, part))
+        path = _join(parent.path, child.name)
+        return Place(module, path, name, parent.ranges, parent.numbers, said)
+    slot = len(parent.ranges)
+    numbers = {**parent.numbers, part.number: slot} if part and part.number else parent.numbers
+    start = child.array.start.at(program.sizes)
+    place = Place(
+        module,
+        _join(parent.path, f"{child.name}[{{{slot}}}]"),
+        "",
+        (*parent.ranges, range(start, start + program.size(child.array))),
+        numbers,
+        said,
+    )
+    own = _filled(program, place, child.name, part) if part else f"{child.name}.{{{slot}}}"
+    return replace(place, name=_join(parent.name, own))
+
+
+def _filled(program: Program, place: Place, member: str, part: NamePart | None) -> str:
+    """A member's part of names: as ``names`` says, else what it is called."""
     if part is None:
-        return f"{member}.{{}}" if array else member
-    return _filled(program, part)
+        return member
+    try:
+        return filled(part.template, place.numbers, program.constants)
+    except TemplateError as error:
+        where = f" ({part.span})" if part.span else ""
+        raise BadName(f"the name of '{member}' in a checkpoint{where}: {error}") from None
+
+
+def _said(place: Place, part: NamePart | None) -> tuple[str, ...]:
+    return (*place.said, str(part.span)) if part and part.span else place.said
 
 
 def shown(template: str, ranges: Iterable[range]) -> str:
-    """A path or name with its ranges, half-open as in the source: ``layers[3..61].attn``."""
-    return template.format(*(f"{r.start}..{r.stop}" for r in ranges))
+    """A path with its ranges, half-open as in the source: ``layers[3..61].attn``."""
+    return template.format(*(_shown_range(r) for r in ranges))
+
+
+def _shown_range(numbers: range) -> str:
+    by = f" by {numbers.step}" if numbers.step > 1 else ""
+    return str(numbers.start) if len(numbers) == 1 else f"{numbers.start}..{numbers.stop}{by}"
 
 
 def ignored(program: Program) -> tuple[str, ...]:
     """Checkpoint tensors that the model knows of and does not need; ``{}`` is any number."""
-    return tuple(_filled(program, name) for name in program.ignored)
+    root = Place(program.modules[program.root])
 
+    def fill(text: str) -> str:
+        return _filled(program, root, program.name, NamePart(text))
 
-def _filled(program: Program, name: str) -> str:
-    def fill(match: re.Match[str]) -> str:
-        constant = match.group(1)
-        return str(program.constants[constant]) if constant in program.constants else "{}"
-
-    return re.sub(r"\{(\w*)\}", fill, name)
+    return tuple("{}".join(fill(text) for text in name.split("{}")) for name in program.ignored)
 
 
 def _join(*parts: str) -> str:
@@ -319,28 +354,132 @@ def _is_added(body: Graph, node: Node) -> bool:
     return False
 
 
-def _check_names(found: list[Pattern]) -> None:
-    """No two tensors of one name: decided on ranges, without going through the tensors."""
-    alike: dict[str, list[tuple[Pattern, list[range]]]] = {}
-    for pattern in found:
-        numbers = re.findall(r"\{(\d+)\}|(\d+)", pattern.name)
-        used = [pattern.ranges[int(slot)] if slot else _only(int(n)) for slot, n in numbers]
-        skeleton = re.sub(r"\{\d+\}|\d+", "#", pattern.name)
-        for other, taken in alike.setdefault(skeleton, []):
-            if all(a.start < b.stop and b.start < a.stop for a, b in zip(used, taken, strict=True)):
-                raise NameClash(
-                    f"{shown(other.path, other.ranges)} and {shown(pattern.path, pattern.ranges)} "
-                    f"have one name in a checkpoint: {shown(pattern.name, pattern.ranges)}"
-                )
-        alike[skeleton].append((pattern, used))
-        slots = {int(slot) for slot, _ in numbers if slot}
-        for slot, numbers_of in enumerate(pattern.ranges):
-            if slot not in slots and len(numbers_of) > 1:
-                raise NameClash(
-                    f"all {len(pattern)} of {shown(pattern.path, pattern.ranges)} have one name "
-                    f"in a checkpoint: {shown(pattern.name, pattern.ranges)}"
-                )
+@dataclass(frozen=True)
+class _Named:
+    """A pattern, and where in the source the parts of its name stand."""
+
+    pattern: Pattern
+    said: tuple[str, ...]
+
+    @cached_property
+    def parts(self) -> list[str | Numbers]:
+        """Texts and numbers in turn; a number that is written out is one too."""
+        out: list[str | Numbers] = []
+        for part in self._numbered:
+            if isinstance(part, Numbers):
+                out.append(part)
+                continue
+            pieces = re.split(r"(\d+)", part)
+            out += [Numbers(int(p)) if k % 2 else p for k, p in enumerate(pieces) if p]
+        return out
+
+    @cached_property
+    def _numbered(self) -> list[str | Numbers]:
+        try:
+            return numbered(self.pattern.name, self.pattern.ranges)
+        except TemplateError as error:
+            raise BadName(f"the name of {self} in a checkpoint: {error}{_places(self)}") from None
+
+    @property
+    def skeleton(self) -> tuple[str | None, ...]:
+        return tuple(p if isinstance(p, str) else None for p in self.parts)
+
+    @property
+    def numbers(self) -> list[Numbers]:
+        return [p for p in self.parts if isinstance(p, Numbers)]
+
+    @cached_property
+    def spreads(self) -> list[range]:
+        return [n.spread(self.pattern.ranges) for n in self.numbers]
+
+    @property
+    def is_plain(self) -> bool:
+        """Has each slot a number of its own? Then any combination of the spreads occurs."""
+        slots = [slot for n in self.numbers for slot in n.slots]
+        return len(slots) == len(set(slots)) and all(len(n.slots) < 2 for n in self.numbers)
+
+    def values(self) -> Iterator[tuple[int, ...]]:
+        """The numbers of every tensor."""
+        for places in itertools.product(*(range(len(r)) for r in self.pattern.ranges)):
+            yield tuple(n.at(places) for n in self.numbers)
+
+    def __str__(self) -> str:
+        return shown(self.pattern.path, self.pattern.ranges)
+
+    @property
+    def name(self) -> str:
+        spreads = [_shown_range(n.spread(self.pattern.ranges)) for n in self._only_numbers]
+        return "".join(p if isinstance(p, str) else spreads.pop(0) for p in self._numbered)
+
+    @property
+    def _only_numbers(self) -> list[Numbers]:
+        return [p for p in self._numbered if isinstance(p, Numbers)]
 
 
-def _only(number: int) -> range:
-    return range(number, number + 1)
+def _check_names(found: list[_Named]) -> None:
+    """No two tensors of one name: decided on ranges. Only names in which one number is made of
+    those of several arrays are gone through, and only where that does not decide it."""
+    alike: dict[tuple[str | None, ...], list[_Named]] = {}
+    for named in found:
+        others = alike.setdefault(named.skeleton, [])
+        for other in others:
+            if _clash(named, other):
+                raise NameClash(
+                    f"{other} and {named} have one name in a checkpoint: {named.name}"
+                    f"{_places(other, named)}"
+                )
+        others.append(named)
+        if not _tells_apart(named):
+            several = "some of the" if any(n.slots for n in named.numbers) else "all"
+            raise NameClash(
+                f"{several} {len(named.pattern)} of {named} have one name in a checkpoint: "
+                f"{named.name}{_places(named)}"
+            )
+
+
+def _clash(one: _Named, other: _Named) -> bool:
+    if not all(_meet(a, b) for a, b in zip(one.spreads, other.spreads, strict=True)):
+        return False
+    if one.is_plain and other.is_plain:
+        return True
+    return not set(one.values()).isdisjoint(other.values())
+
+
+def _meet(a: range, b: range) -> bool:
+    """Have two progressions a number in common?"""
+    common = gcd(a.step, b.step)
+    if (b.start - a.start) % common:
+        return False
+    period = b.step // common
+    turns = (b.start - a.start) // common * pow(a.step // common, -1, period) % period
+    first, step = a.start + a.step * turns, a.step * period
+    low = max(a.start, b.start)
+    first += -((first - low) // step) * step if first < low else 0
+    return first <= min(a[-1], b[-1])
+
+
+def _tells_apart(named: _Named) -> bool:
+    """Have all tensors of a pattern names of their own?"""
+    ranges = named.pattern.ranges
+    wanted = {slot for slot, numbers in enumerate(ranges) if len(numbers) > 1}
+    known: set[int] = set()
+    for numbers in sorted(named.numbers, key=lambda n: len(n.slots)):
+        reach = 0  # of the smaller steps together: as in a number's digits
+        for slot, step in sorted(numbers.steps, key=lambda s: abs(s[1])):
+            if slot in known:
+                continue
+            if abs(step) <= reach:
+                break
+            reach += abs(step) * (len(ranges[slot]) - 1)
+        else:
+            known |= numbers.slots
+    if wanted <= known:
+        return True
+    if not wanted <= {slot for n in named.numbers for slot in n.slots}:
+        return False
+    return len(set(named.values())) == len(named.pattern)
+
+
+def _places(*named: _Named) -> str:
+    lines = dict.fromkeys(line for n in named for line in n.said)
+    return f" (named at {', '.join(lines)})" if lines else ""

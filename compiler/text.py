@@ -202,7 +202,8 @@ def _module(module: Module) -> Iterator[str]:
         array = f"[{keys.quoted(c.array)}]" if c.array else ""
         yield f"  child {_word(c.name)}{array} = {_word(c.module)}"
     for name, part in module.names.items():
-        yield f"  name {_word(name)} = {show(part)}"
+        number = f"[{_word(part.number)}]" if part.number else ""
+        yield f"  name {_word(name)}{number} = {show(part.template)}{_at(part.span)}"
     for name, body in module.methods.items():
         yield f"  method {_word(name)} = {_word(body)}"
     yield "}"
@@ -241,7 +242,9 @@ def _contents(program: Program) -> tuple[Any, ...]:
         return {**vars(item), "span": str(item.span) if item.span else None}
 
     modules = {
-        k: plain(m) | {"parameters": [plain(p) for p in m.parameters]}
+        k: plain(m)
+        | {"parameters": [plain(p) for p in m.parameters]}
+        | {"names": {name: plain(part) for name, part in m.names.items()}}
         for k, m in program.modules.items()
     }
     bodies = {k: (g.name, g.output, [plain(n) for n in g]) for k, g in program.bodies.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from dsl import syntax as ast
 from dsl.check import ProgramChecker
-from dsl.checkpoint_names import check_names
+from dsl.checkpoint_names import check_names, check_tensors
 from dsl.clusters import Cluster
 from dsl.constants import Choices, Constants
 from dsl.declarations import check_declarations, check_presets, check_values, const_functions
@@ -107,7 +107,7 @@ def check_program(
     chosen = _model(library, model, found)
     instances = Instances(checker, constants)
     if chosen is not None and not found.found:
-        _check_sizes(instances, chosen, found)
+        _check_sizes(instances, chosen, names, found)
     beside = check_deployments(library, instances, chosen, found)
     return CheckedProgram(
         library,
@@ -134,11 +134,18 @@ def _check_variants(checker: ProgramChecker, declaration: ast.Block | ast.Fn, un
         check_unused(declaration, unit, blocks, checker.found)
 
 
-def _check_sizes(instances: Instances, model: tuple[ast.Block, Unit], found: Diagnostics) -> None:
-    """The extents of every block of the model, where the constants have values."""
+def _check_sizes(
+    instances: Instances,
+    model: tuple[ast.Block, Unit],
+    names: dict[str, ast.Names],
+    found: Diagnostics,
+) -> None:
+    """The extents of every block of the model, where the constants have values, and the names of
+    its tensors."""
     try:
         instances.walk(*model)
         check_entries(instances.root(*model).block, found)
+        check_tensors(instances, instances.root(*model), names, found)
     except DiagnosticError as error:
         if instances.constants.choices.config is None and any(
             d.code == "E0301" for d in error.diagnostics
@@ -158,7 +165,8 @@ def _check_presets(program: CheckedProgram, found: Diagnostics) -> None:
             declared.declared, declared.functions, declared.presets, choices, Diagnostics()
         )
         before = len(found.found)
-        _check_sizes(Instances(program.checker, constants), program.model, found)
+        instances = Instances(program.checker, constants)
+        _check_sizes(instances, program.model, program.names, found)
         for number, diagnostic in enumerate(found.found[before:], before):
             note = Note(preset.name.span, "with this preset")
             found.found[number] = replace(diagnostic, notes=(*diagnostic.notes, note))

@@ -10,7 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from compiler.ir import Child, Dim, Entry, EntryInput, Graph, Module, Parameter, Program, Type
+from compiler.ir import (
+    Child,
+    Dim,
+    Entry,
+    EntryInput,
+    Graph,
+    Module,
+    NamePart,
+    Parameter,
+    Program,
+    Type,
+)
 from compiler.passes import caches, wanted
 from compiler.passes.build import Lifting, dim_of
 from compiler.passes.lower import BodyLowering
@@ -99,17 +110,16 @@ class Elaborator:
     def _stored_type(self, instance: Instance, stored: typed.Stored) -> Type:
         return Type(stored.dtype, tuple(dim_of(instance, a) for a in stored.axes))  # type: ignore[arg-type]
 
-    def _names(self, block: typed.Block, members: Iterable[str]) -> dict[str, str]:
-        """The block's part of checkpoint names; ``{}`` stands for an array's number."""
+    def _names(self, block: typed.Block, members: Iterable[str]) -> dict[str, NamePart]:
+        """The block's parts of checkpoint names."""
         mapped = self.source.names.get(block.name)
-        out: dict[str, str] = {}
-        for entry in mapped.entries if mapped else ():
-            if entry.name.text in members:
-                template = str(entry.template.value)
-                if entry.array is not None:
-                    template = template.replace(f"{{{entry.array.text}}}", "{}")
-                out[entry.name.text] = template
-        return out
+        return {
+            entry.name.text: NamePart(
+                str(entry.template.value), entry.array.text if entry.array else None, entry.span
+            )
+            for entry in (mapped.entries if mapped else ())
+            if entry.name.text in members
+        }
 
     # -- bodies ----------------------------------------------------------------------------------
 

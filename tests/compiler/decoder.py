@@ -31,7 +31,7 @@ module Model of Model {  // toy.arch:1
   child layers[a] = Dense
   child layers[z] = Sparse
   name embed = "model.embed.weight"
-  name layers = "model.layers.{}"
+  name layers[i] = "model.layers.{i}"
   method main = Model.main
 }
 

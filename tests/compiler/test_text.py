@@ -16,6 +16,7 @@ from compiler.ir import (
     EntryInput,
     Graph,
     Module,
+    NamePart,
     Node,
     Parameter,
     Program,
@@ -121,6 +122,8 @@ values = st.recursive(
     max_leaves=4,
 )
 
+name_parts = st.builds(NamePart, st.text(max_size=6), st.none() | odd_names, spans)
+
 
 @st.composite
 def graphs(draw: st.DrawFn, name: str) -> Graph:
@@ -153,7 +156,7 @@ def programs(draw: st.DrawFn) -> Program:
             draw(names),
             tuple(draw(st.lists(st.builds(Parameter, names, types, roles, spans), max_size=2))),
             tuple(draw(st.lists(st.builds(Child, names, names, st.none() | dims), max_size=2))),
-            draw(st.dictionaries(names, st.text(max_size=6), max_size=2)),
+            draw(st.dictionaries(names, name_parts, max_size=2)),
             draw(st.dictionaries(names, odd_names, max_size=2)),
             draw(spans),
         )
