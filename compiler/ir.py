@@ -1,9 +1,10 @@
 """The graph IR: everything that passes, backends and planners know of a model, on one page.
 
-A **program** is a tree of modules (who owns which parameter), a set of bodies (what is computed) and
-the constants that give its symbolic sizes numbers. A **body** is a dataflow graph in SSA form: one
-``Node`` per value, held in a ``networkx.MultiDiGraph``. Dims are aligned *by name*: within a body a
-dim's name is its identity, and no op cares about the order of dims except views and the emitter.
+A **program** is a tree of modules (who owns which parameter), a set of bodies (what is computed)
+and the constants that give its symbolic sizes numbers. A **body** is a dataflow graph in SSA form:
+one ``Node`` per value, held in a ``networkx.MultiDiGraph``. Dims are aligned *by name*: within a
+body a dim's name is its identity, and no op cares about the order of dims except views and the
+emitter.
 
     program  = modules, bodies, entries, constants
     module   = parameters, children (arrays of modules included), methods -> bodies

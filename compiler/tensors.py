@@ -12,16 +12,30 @@ out. Where the source says ``model.layers.{2*i + 1}``, a row has ``model.layers.
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from math import gcd, prod
+from math import prod
 from typing import Literal
 
-from compiler.errors import UserError
+from compiler.clashes import BadName, NameClash, Named, check_names, shown
 from compiler.ir import Child, DType, Graph, Module, NamePart, Node, Parameter, Program, Type
-from dsl.templates import Numbers, TemplateError, filled, numbered
+from dsl.templates import TemplateError, filled, numbered
+
+__all__ = [
+    "BadName",
+    "CachePattern",
+    "NameClash",
+    "Pattern",
+    "Place",
+    "Tensor",
+    "caches",
+    "called",
+    "ignored",
+    "patterns",
+    "places",
+    "shown",
+    "tensors",
+]
 
 # How random values suit a tensor when there is no checkpoint: what it does, read off the source.
 Initial = Literal["matrix", "gain", "shift", "state"]
@@ -126,14 +140,6 @@ class Place:
         return self.path, self.ranges
 
 
-class BadName(UserError):
-    """A tensor's name in a checkpoint cannot be made."""
-
-
-class NameClash(BadName):
-    """Two different tensors of a program would have one name in a checkpoint."""
-
-
 def patterns(program: Program) -> list[Pattern]:
     """Every stored tensor of the program, in the order of the source; empty arrays are left out.
 
@@ -142,7 +148,7 @@ def patterns(program: Program) -> list[Pattern]:
         BadName: a number in a name is not whole, or below zero.
     """
     reached = _reached(program)
-    found: list[_Named] = []
+    found: list[Named] = []
     for place in places(program):
         bodies = [program.bodies[b] for b in place.module.methods.values() if b in program.bodies]
         for parameter in place.module.parameters:
@@ -160,8 +166,8 @@ def patterns(program: Program) -> list[Pattern]:
                 entries=tuple(e for e in program.entries if e in readers),
             )
             if len(pattern):
-                found.append(_Named(pattern, _said(place, part)))
-    _check_names(found)
+                found.append(Named(pattern, _said(place, part)))
+    check_names(found)
     return [named.pattern for named in found]
 
 
@@ -241,16 +247,6 @@ def _filled(program: Program, place: Place, member: str, part: NamePart | None) 
 
 def _said(place: Place, part: NamePart | None) -> tuple[str, ...]:
     return (*place.said, str(part.span)) if part and part.span else place.said
-
-
-def shown(template: str, ranges: Iterable[range]) -> str:
-    """A path with its ranges, half-open as in the source: ``layers[3..61].attn``."""
-    return template.format(*(_shown_range(r) for r in ranges))
-
-
-def _shown_range(numbers: range) -> str:
-    by = f" by {numbers.step}" if numbers.step > 1 else ""
-    return str(numbers.start) if len(numbers) == 1 else f"{numbers.start}..{numbers.stop}{by}"
 
 
 def ignored(program: Program) -> tuple[str, ...]:
@@ -352,134 +348,3 @@ def _is_added(body: Graph, node: Node) -> bool:
         if user.op in VIEWS and _is_added(body, user):
             return True
     return False
-
-
-@dataclass(frozen=True)
-class _Named:
-    """A pattern, and where in the source the parts of its name stand."""
-
-    pattern: Pattern
-    said: tuple[str, ...]
-
-    @cached_property
-    def parts(self) -> list[str | Numbers]:
-        """Texts and numbers in turn; a number that is written out is one too."""
-        out: list[str | Numbers] = []
-        for part in self._numbered:
-            if isinstance(part, Numbers):
-                out.append(part)
-                continue
-            pieces = re.split(r"(\d+)", part)
-            out += [Numbers(int(p)) if k % 2 else p for k, p in enumerate(pieces) if p]
-        return out
-
-    @cached_property
-    def _numbered(self) -> list[str | Numbers]:
-        try:
-            return numbered(self.pattern.name, self.pattern.ranges)
-        except TemplateError as error:
-            raise BadName(f"the name of {self} in a checkpoint: {error}{_places(self)}") from None
-
-    @property
-    def skeleton(self) -> tuple[str | None, ...]:
-        return tuple(p if isinstance(p, str) else None for p in self.parts)
-
-    @property
-    def numbers(self) -> list[Numbers]:
-        return [p for p in self.parts if isinstance(p, Numbers)]
-
-    @cached_property
-    def spreads(self) -> list[range]:
-        return [n.spread(self.pattern.ranges) for n in self.numbers]
-
-    @property
-    def is_plain(self) -> bool:
-        """Has each slot a number of its own? Then any combination of the spreads occurs."""
-        slots = [slot for n in self.numbers for slot in n.slots]
-        return len(slots) == len(set(slots)) and all(len(n.slots) < 2 for n in self.numbers)
-
-    def values(self) -> Iterator[tuple[int, ...]]:
-        """The numbers of every tensor."""
-        for places in itertools.product(*(range(len(r)) for r in self.pattern.ranges)):
-            yield tuple(n.at(places) for n in self.numbers)
-
-    def __str__(self) -> str:
-        return shown(self.pattern.path, self.pattern.ranges)
-
-    @property
-    def name(self) -> str:
-        spreads = [_shown_range(n.spread(self.pattern.ranges)) for n in self._only_numbers]
-        return "".join(p if isinstance(p, str) else spreads.pop(0) for p in self._numbered)
-
-    @property
-    def _only_numbers(self) -> list[Numbers]:
-        return [p for p in self._numbered if isinstance(p, Numbers)]
-
-
-def _check_names(found: list[_Named]) -> None:
-    """No two tensors of one name: decided on ranges. Only names in which one number is made of
-    those of several arrays are gone through, and only where that does not decide it."""
-    alike: dict[tuple[str | None, ...], list[_Named]] = {}
-    for named in found:
-        others = alike.setdefault(named.skeleton, [])
-        for other in others:
-            if _clash(named, other):
-                raise NameClash(
-                    f"{other} and {named} have one name in a checkpoint: {named.name}"
-                    f"{_places(other, named)}"
-                )
-        others.append(named)
-        if not _tells_apart(named):
-            several = "some of the" if any(n.slots for n in named.numbers) else "all"
-            raise NameClash(
-                f"{several} {len(named.pattern)} of {named} have one name in a checkpoint: "
-                f"{named.name}{_places(named)}"
-            )
-
-
-def _clash(one: _Named, other: _Named) -> bool:
-    if not all(_meet(a, b) for a, b in zip(one.spreads, other.spreads, strict=True)):
-        return False
-    if one.is_plain and other.is_plain:
-        return True
-    return not set(one.values()).isdisjoint(other.values())
-
-
-def _meet(a: range, b: range) -> bool:
-    """Have two progressions a number in common?"""
-    common = gcd(a.step, b.step)
-    if (b.start - a.start) % common:
-        return False
-    period = b.step // common
-    turns = (b.start - a.start) // common * pow(a.step // common, -1, period) % period
-    first, step = a.start + a.step * turns, a.step * period
-    low = max(a.start, b.start)
-    first += -((first - low) // step) * step if first < low else 0
-    return first <= min(a[-1], b[-1])
-
-
-def _tells_apart(named: _Named) -> bool:
-    """Have all tensors of a pattern names of their own?"""
-    ranges = named.pattern.ranges
-    wanted = {slot for slot, numbers in enumerate(ranges) if len(numbers) > 1}
-    known: set[int] = set()
-    for numbers in sorted(named.numbers, key=lambda n: len(n.slots)):
-        reach = 0  # of the smaller steps together: as in a number's digits
-        for slot, step in sorted(numbers.steps, key=lambda s: abs(s[1])):
-            if slot in known:
-                continue
-            if abs(step) <= reach:
-                break
-            reach += abs(step) * (len(ranges[slot]) - 1)
-        else:
-            known |= numbers.slots
-    if wanted <= known:
-        return True
-    if not wanted <= {slot for n in named.numbers for slot in n.slots}:
-        return False
-    return len(set(named.values())) == len(named.pattern)
-
-
-def _places(*named: _Named) -> str:
-    lines = dict.fromkeys(line for n in named for line in n.said)
-    return f" (named at {', '.join(lines)})" if lines else ""

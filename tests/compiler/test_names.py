@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compiler.clashes import Named, check_names
 from compiler.manifest import ParameterRow
 from compiler.passes.elaborate import run as elaborate
 from compiler.report import report
-from compiler.tensors import BadName, NameClash, Pattern, _check_names, _Named, patterns, tensors
+from compiler.tensors import BadName, NameClash, Pattern, patterns, tensors
 from compiler.text import parse, program_text, same
 from dsl.constants import Choices
 from dsl.program import open_program
@@ -156,7 +157,7 @@ def test_a_clash_is_found_exactly_where_there_is_one(rows):
     ]
     counts = Counter(t.name for p in found for t in p.tensors())
     try:
-        _check_names([_Named(p, ()) for p in found])
+        check_names([Named(p, ()) for p in found])
     except NameClash:
         assert max(counts.values()) > 1
     else:
