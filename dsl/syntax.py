@@ -15,7 +15,7 @@ from dsl.diagnostics import Span
 MAX_DEPTH = 120  # nesting of expressions and of braces
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Name:
     text: str
     span: Span
@@ -24,7 +24,7 @@ class Name:
 # -- expressions -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Literal:
     """A number, a quoted text, ``true``, ``false``, ``inf`` or ``null`` (None)."""
 
@@ -33,7 +33,7 @@ class Literal:
     depth: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subscript:
     """One place in brackets: ``t``, ``n|j`` (several parts), ``(g,m)``, ``pick[k]``, ``m -> i``."""
 
@@ -43,7 +43,7 @@ class Subscript:
     depth: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ref:
     """``x``, ``x[t,d]``, ``child.name``."""
 
@@ -54,7 +54,7 @@ class Ref:
     depth: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """``f(x)``, ``rotary[j](x[j], at)``, ``sum[k](w[k])``, ``expert[pick[k]](x[d])``."""
 
@@ -66,7 +66,7 @@ class Call:
     depth: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Parentheses: one expression, or in subscripts a product of indices."""
 
@@ -82,7 +82,7 @@ class Group:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unary:
     op: str  # "-", "not"
     operand: Expr
@@ -90,7 +90,7 @@ class Unary:
     depth: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Binary:
     op: str  # + - * / ^ and or <= < >= > == !=
     left: Expr
@@ -99,7 +99,7 @@ class Binary:
     depth: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choose:
     """``if c then a else b``: decided when the model is compiled."""
 
@@ -116,7 +116,7 @@ Expr = Literal | Ref | Call | Group | Unary | Binary | Choose
 # -- statements and members ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConstDecl:
     """``const name = config a.b, c else 1`` or ``const name = expr``."""
 
@@ -126,7 +126,7 @@ class ConstDecl:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConstFn:
     name: Name
     formals: tuple[Name, ...]
@@ -134,7 +134,7 @@ class ConstFn:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IndexDecl:
     """One index. ``kind``: time, history (``of``), size (``size``), range (``start .. size``) or
     alias (``alias``)."""
@@ -148,7 +148,7 @@ class IndexDecl:
     alias: Subscript | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ParamDecl:
     name: Name
     subscripts: tuple[Subscript, ...]
@@ -157,14 +157,14 @@ class ParamDecl:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     name: Name
     value: Expr
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UseDecl:
     """``use expert[e] = SwiGLU[d, f](eps = 1e-6)``."""
 
@@ -176,7 +176,7 @@ class UseDecl:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Formal:
     """``x[t,d]``, ``token[t] of w``, ``after[t] = token[t + 1]``."""
 
@@ -187,7 +187,7 @@ class Formal:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     name: Name
     subscripts: tuple[Subscript, ...]
@@ -196,7 +196,7 @@ class Result:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Equation:
     kind: str  # plain, let, cached
     name: Name
@@ -206,7 +206,7 @@ class Equation:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class If:
     """A compile-time choice between statements or members."""
 
@@ -217,7 +217,7 @@ class If:
     depth: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Def:
     """A function of a block. ``name`` is ``call`` for the unnamed one."""
 
@@ -234,14 +234,14 @@ Item = IndexDecl | ConstDecl | ParamDecl | UseDecl | Def | Equation | If
 # -- declarations ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Import:
     path: Name  # std.mla, or a neighbouring file's name
     names: tuple[Name, ...]
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fn:
     """A function outside blocks: no parameters of its own, inlined where it is called."""
 
@@ -253,7 +253,7 @@ class Fn:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """``block`` or ``model`` (which takes no indices and has entry points)."""
 
@@ -265,7 +265,7 @@ class Block:
     is_model: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Require:
     """``require config key = "a" | "b"`` (keys, allowed) or ``require expr`` (condition)."""
 
@@ -275,7 +275,7 @@ class Require:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dims:
     """A preset. ``base`` is the preset it changes; ``default`` holds where nothing is chosen."""
 
@@ -286,7 +286,7 @@ class Dims:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NameEntry:
     name: Name
     array: Name | None
@@ -294,7 +294,7 @@ class NameEntry:
     span: Span
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Names:
     """Where a checkpoint keeps the tensors of one block type."""
 
@@ -309,7 +309,7 @@ Declaration = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class File:
     """A parsed file. ``broken`` are names declared in parts that did not parse: using one of them
     is no second mistake."""
