@@ -263,6 +263,7 @@ class Constants:
         self.settings = self._settings(presets, found)
         self.set = self._chosen(found)
         self._values: dict[str, Constant] = {}
+        self._failed: dict[str, ConstantError] = {}
         self._open: list[str] = []
 
     def _settings(
@@ -337,16 +338,21 @@ class Constants:
         if name not in self._values:
             if name in self._open:
                 circle = self._open[self._open.index(name) :]
-                first = min(circle, key=list(self.declared).index)  # told alike from all of them
+                first = next(n for n in self.declared if n in circle)  # told alike from all of them
                 turned = [*circle[circle.index(first) :], *circle[: circle.index(first)], first]
                 raise ConstantError(
                     "E0302",
                     f"'{first}' depends on itself: {' -> '.join(turned)}",
                     self.declared[first].name.span,
                 )
+            if name in self._failed:
+                raise self._failed[name]
             self._open.append(name)
             try:
                 self._values[name] = self._compute(name, span)
+            except ConstantError as error:
+                self._failed[name] = error
+                raise
             finally:
                 self._open.pop()
         return self._values[name]

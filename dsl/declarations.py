@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from dsl import syntax as ast
 from dsl.compile_time import Readable
@@ -10,7 +10,7 @@ from dsl.constants import NAMED, Choices, ConstantError, Constants
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.files import Library, Unit
 from dsl.primitives import BUILTINS
-from dsl.walking import calls
+from dsl.walking import calls, walk
 
 
 def readable(unit: Unit, constants: Collection[str], found: Diagnostics, place: str) -> Readable:
@@ -111,14 +111,33 @@ def _formals(fn: ast.ConstFn, found: Diagnostics) -> list[str]:
 
 def check_values(constants: Constants, wrong: Collection[str], found: Diagnostics) -> None:
     """Every constant that can be computed is; one that waits for a checkpoint is no mistake."""
-    for name, declaration in constants.declared.items():
+    for name in _innermost_first(constants.declared):
         if name in wrong:
             continue
         try:
-            constants.value(name, declaration.name.span)
+            constants.value(name, constants.declared[name].name.span)
         except ConstantError as error:
             if not (error.waits and constants.choices.config is None):
                 error.report(found)
+
+
+def _innermost_first(declared: Mapping[str, ast.ConstDecl]) -> list[str]:
+    """Constants after those that they read, so that a long chain of them nests nowhere."""
+    done: dict[str, None] = {}
+    seen: set[str] = set()
+    for name in declared:
+        stack = [name]
+        while stack:
+            at = stack[-1]
+            value = declared[at].value
+            reads = (e.name.text for e in walk(value) if isinstance(e, ast.Ref)) if value else ()
+            inner = [r for r in reads if r in declared and r not in seen]
+            seen.update((at, *inner))
+            if inner:
+                stack += inner
+            else:
+                done[stack.pop()] = None
+    return list(done)
 
 
 # -- presets ---------------------------------------------------------------------------------------
