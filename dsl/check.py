@@ -272,7 +272,7 @@ class ProgramChecker(Context):
         if not (decl.array is not None and pieces and all(u.array is not None for u in pieces)):
             claim(scope, taken, decl.name)
         visible, home = unit.visible.get(decl.block.text, (None, unit))
-        if not isinstance(visible, ast.Block):
+        if not isinstance(visible, ast.Block) or visible.is_model:
             if not scope.is_broken(decl.block.text):
                 self._no_block(decl.block, visible, scope)
             return
@@ -301,7 +301,9 @@ class ProgramChecker(Context):
         text = name.text
         if not self.tell_once(scope.found, scope.unit, text):
             return
-        if visible is not None:
+        if isinstance(visible, ast.Block):
+            what, hint = "is a model, not a block", "what several models use is a block"
+        elif visible is not None:
             what, hint = "is a function, not a block", f"call it in an equation: {text}(...)"
         else:
             known = scope.unit.visible.items()

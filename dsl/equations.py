@@ -250,6 +250,23 @@ class Checker:
             hint="" if elsewhere is not None else near(text, known),
         )
 
+    def _in_order(self, binding: Binding, given: tuple[ast.Subscript, ...], span: Span) -> None:
+        """The declared indices in another order are one mistake, not one for each place."""
+        declared = {str(axis): axis for axis in binding.axes}
+        written = [sub.span.text.replace(" ", "") for sub in given]
+        if set(written) != set(declared) or written == list(declared):
+            return
+        if any(declared[w].size != a.size for w, a in zip(written, binding.axes, strict=True)):
+            order = f"{binding.name}[{','.join(declared)}]"
+            raise self.error(
+                "E0402",
+                f"the indices of '{binding.name}' stand in another order",
+                span,
+                f"declared as {order}",
+                notes=[(binding.span, "declared here")],
+                hint="nothing is transposed: names alone say what is summed",
+            )
+
     def _once(self, subs: list[Sub], e: ast.Ref) -> None:
         """No index stands in two places of one value, whose diagonal that would be."""
         seen: set[Axis] = set()
@@ -282,6 +299,7 @@ class Checker:
                 f"declared as {written}",
                 notes=[(binding.span, "declared here")],
             )
+        self._in_order(binding, given, e.span)
         subs: list[Sub] = []
         failed = False
         for axis, sub in zip(binding.axes, given, strict=True):

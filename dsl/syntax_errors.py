@@ -27,6 +27,7 @@ START = re.compile(
     rf"|(?:{'|'.join(CLAUSES)})\b"
     r"|[A-Za-z_]\w*\s*(?:\[[^\]\n]*\])?\s*(?::\s*\w+\s*)?=(?!=)|\})"
 )
+_DEFINED = re.compile(r"\s*(?:\[[^\]\n]*\]\s*)?(?::\s*\w+\s*)?=(?!=)")  # what follows a left side
 UNFINISHED = re.compile(r"(?:[-+*/^=<>|,]|\b(?:and|or|not|then|else))$")
 
 # What a token is called in a message.
@@ -261,8 +262,15 @@ def _hint(place: Place, error: UnexpectedToken, expected: set[str]) -> str:
     adjacent = stands_before is not None and stands_before.group() == before
     if shown == "edition":
         return "the edition stands in the first line of a file"
+    defined = _DEFINED.match(place.text, token.end_pos or 0) is not None
+    if shown in ("param", "state", "use", "def") and "LET" in expected and not defined:
+        return f"'{shown}' stands in a block, outside of its defs"
+    if shown in DECLARATIONS and "DEF" in expected:
+        return f"'{shown}' stands outside of blocks, at the left margin"
     if shown in KEYWORDS and "NAME" in expected:
         return f"'{shown}' {NO_NAME}"
+    if token.type == "NAME" and before.isdigit() and adjacent:
+        return f"a product is written {before} * {shown}"
     if token.type == "EQUAL" and "COMPARE" in expected:
         return "equality is written =="
     if token.type == "EQUAL" and before == ":":
@@ -280,6 +288,8 @@ def _hint(place: Place, error: UnexpectedToken, expected: set[str]) -> str:
     words = [w.lower() for w in expected if w.lower() in {*KEYWORDS, *CLAUSES}]
     if token.type == "NAME" and len(shown) > 2 and near(shown, words):
         return near(shown, words)
+    if token.type == "NAME" and "DEF" in expected:
+        return "equations stand in a def: def (x[d]) -> y[d] { ... }"
     if token.type in ("NAME", "LBRACE") and len(before) > 2 and before not in KEYWORDS:
         return near(before, [*DECLARATIONS, "let", "cached", "param", "state", "use", "def"])
     return ""
