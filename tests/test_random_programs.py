@@ -16,8 +16,8 @@ from compiler.equivalence import difference
 from compiler.interpret import Interpreter, random_weights
 from dsl.diagnostics import DiagnosticError
 from tests.differential import agree, compiled
+from tests.generated import models
 from tests.nasty import MODELS
-from tests.programs import models
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,0 +1,6 @@
+"""Hard models, each with its meaning in straight-line torch; see ``base``."""
+
+from tests.nasty import attentions, blocks
+from tests.nasty.base import MODELS
+
+__all__ = ["MODELS", "attentions", "blocks"]
