@@ -198,26 +198,29 @@ class ProgramChecker(Context):
         broken = {m.name.text for m in members if isinstance(m, (ast.ParamDecl, ast.UseDecl))}
         broken -= set(values) | {u.name for u in uses}
         signatures: dict[str, Signature] = {}
+        bodies: list[ast.Def] = []
         for member in members:
             if isinstance(member, ast.Def):
                 claim(scope, taken, member.name)
-                try:
-                    signatures[member.name.text] = self.signature(member, scope, ())
-                except Failed:
-                    broken.add(member.name.text)
-        defs: dict[str, typed.Def] = {}
-        for member in members:
-            if isinstance(member, ast.Def) and member.name.text in signatures:
                 name = member.name.text
-                checker = Checker(
-                    Scope(self, unit, f"{decl.name.text}.{name}", scope), dict(values)
-                )
-                checker.failed |= broken
-                checker.defs = signatures
-                checker.conditional = _conditional(decl.members, members)
-                self._give_uses(checker, uses)
-                with suppress(Failed):
-                    defs[name] = define(checker, member, signatures[name], decide)
+                if name in signatures or name in broken:
+                    continue  # declared twice, which is told
+                try:
+                    signatures[name] = self.signature(member, scope, ())
+                    bodies.append(member)
+                except Failed:
+                    broken.add(name)
+        defs: dict[str, typed.Def] = {}
+        for member in bodies:
+            name = member.name.text
+            body_scope = Scope(self, unit, f"{decl.name.text}.{name}", scope)
+            checker = Checker(body_scope, dict(values))
+            checker.failed |= broken
+            checker.defs = signatures
+            checker.conditional = _conditional(decl.members, members)
+            self._give_uses(checker, uses)
+            with suppress(Failed):
+                defs[name] = define(checker, member, signatures[name], decide)
         settings = {s.name.text: s.value for s in decl.settings}
         return typed.Block(
             decl.name.text,

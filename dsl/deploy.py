@@ -44,7 +44,7 @@ class Mesh:
 
     def ways(self, axes: tuple[str, ...]) -> int:
         """Into how many parts a value that is split over ``axes`` falls."""
-        return prod(self.sizes[name] for name in axes)
+        return prod(self.sizes.get(name, 1) for name in axes)  # one that is not there is told
 
     def stride(self, name: str) -> int:
         """How far apart in rank number two neighbours along an axis are."""

@@ -22,6 +22,7 @@ from dsl.deploy_precision import precision_rule
 from dsl.deploy_sizes import Sizes
 from dsl.deploy_stages import Ranges, StageMaker, check_schedule, overlap
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Note, Span, near
+from dsl.extents import ExtentError
 from dsl.files import Library, Unit
 from dsl.formats import Formats, NumberFormat
 from dsl.instances import Instance, Instances
@@ -293,8 +294,11 @@ class _Maker:
         clauses, mesh = self.clauses, deployment.mesh
         root = self.context.root(clauses.model, clauses.home)
         if root is not None:
-            stages = maker.make(mesh, self._ranges(root)) if maker is not None else None
-            shard = self._divided(root, deployment.shard, mesh)
+            try:
+                stages = maker.make(mesh, self._ranges(root)) if maker is not None else None
+                shard = self._divided(root, deployment.shard, mesh)
+            except ExtentError:
+                return deployment  # sizes come with a checkpoint
             deployment = replace(deployment, stages=stages, shard=shard)
         self._check_mesh(deployment)
         if not self.problems.found:

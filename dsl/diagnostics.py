@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+MOST_NAMES = 500  # among which a misspelt one is looked for
+
 
 @dataclass(frozen=True)
 class Source:
@@ -114,6 +116,7 @@ class Diagnostics:
     def __init__(self) -> None:
         self.found: list[Diagnostic] = []
         self.warnings: list[Diagnostic] = []
+        self._told: set[Diagnostic] = set()
 
     def error(
         self,
@@ -129,9 +132,9 @@ class Diagnostics:
         self.add(Diagnostic(code, message, span, label, kept, hint))
 
     def add(self, diagnostic: Diagnostic) -> None:
-        told = self.warnings if diagnostic.is_warning else self.found
-        if diagnostic not in told:
-            told.append(diagnostic)
+        if diagnostic not in self._told:
+            self._told.add(diagnostic)
+            (self.warnings if diagnostic.is_warning else self.found).append(diagnostic)
 
     def raise_if_any(self) -> None:
         if self.found:
@@ -147,7 +150,10 @@ def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 def near(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` for the closest known name, or nothing."""
-    matches = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
+    names = set(known)
+    if len(names) > MOST_NAMES:  # nobody wrote these
+        return ""
+    matches = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0.6)
     return f"did you mean '{matches[0]}'?" if matches else ""
 
 

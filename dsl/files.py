@@ -12,7 +12,7 @@ from dsl.parse import parse
 
 EDITION = "2026"
 STD = Path(__file__).with_name("std")
-LARGEST_FILE = 2**20  # bytes; an .arch file is a few pages of equations
+LARGEST_FILE = 2**18  # bytes; an .arch file is a few pages of equations
 DEEPEST = 40  # imports of imports
 
 Visible = ast.Block | ast.Fn | ast.ConstFn
@@ -91,8 +91,8 @@ def read(path: Path, shown: str | None = None) -> Source:
     name = shown or str(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
-            shortest = LARGEST_FILE // 2**20
-            raise DiagnosticError([Diagnostic("E0105", f"{name} is larger than {shortest} MiB")])
+            most = f"{LARGEST_FILE // 1024} KiB"
+            raise DiagnosticError([Diagnostic("E0105", f"{name} is larger than {most}")])
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         reason = error.strerror or str(error)

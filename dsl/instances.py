@@ -15,7 +15,7 @@ from functools import cached_property
 from dsl import syntax as ast
 from dsl import typed
 from dsl.check import ProgramChecker
-from dsl.constants import Constant, ConstantError, Constants, evaluate, polynomial
+from dsl.constants import Constant, ConstantError, Constants, evaluate, polynomial, shown
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Span
 from dsl.extents import Extent, ExtentError
 from dsl.files import Unit
@@ -230,7 +230,30 @@ class Instances:
                 for e in typed.walk(equation.value):
                     if isinstance(e, typed.CallFn):
                         self._check_call(e, instance.extent, e.span, seen, found)
+                    elif isinstance(e, typed.Choice):
+                        self._check_choice(e, instance, found)
         found.raise_if_any()
+
+    def _check_choice(self, e: typed.Choice, instance: Instance, found: Diagnostics) -> None:
+        """Nothing chooses more than there is, or a part of one."""
+        if e.over.kind != "plain" or (e.to is None and e.count is None):
+            return
+        count: Constant = None
+        try:
+            there = instance.extent(e.over.extent).at(self.sizes)
+            if e.to is not None:
+                count = instance.extent(e.to.extent).at(self.sizes)
+        except ExtentError:
+            return  # told where the index is declared
+        if e.count is not None:
+            count = self.evaluate(e.count, self.lookup(instance, e.scope))
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= there:
+            found.error(
+                "E0304",
+                f"'{e.fn}' cannot take {shown(count)} of the {there} of '{e.over}'",
+                e.span if e.count is None else e.count.span,
+                notes=[(e.over.span, f"'{e.over}' is declared here")],
+            )
 
     def _check_call(
         self,

@@ -150,7 +150,7 @@ def variants(items: tuple[ast.Item, ...]) -> list[Decide]:
 
 def _values(asked: list[Question]) -> list[object]:
     """Values of a subject that answer its questions in every way they can be answered together."""
-    literals = [q.literal for q in asked if q.op]
+    literals = [q.literal for q in asked if q.op][:MOST_VARIANTS]
     numbers = sorted({v for v in literals if _is_number(v)})
     candidates: list[object] = [v for v in literals if not _is_number(v)]
     if any(not q.op for q in asked):
@@ -160,6 +160,7 @@ def _values(asked: list[Question]) -> list[object]:
         candidates += [(a + b) / 2 for a, b in itertools.pairwise(numbers)]
     elif any(q.op for q in asked):
         candidates.append(OTHER_TEXT)
+    asked = asked[: 4 * MOST_VARIANTS]
     by_answers = {tuple(q.answer(v) for q in asked): v for v in reversed(candidates)}
     return sorted(by_answers.values(), key=lambda v: [not q.answer(v) for q in asked])
 
@@ -179,10 +180,11 @@ def _outcomes(values: list[list[object]]) -> list[tuple[object, ...]]:
         for flip in (0, 1):
             row = (v[-1 if (n >> bit ^ flip) & 1 else 0] for n, v in enumerate(values))
             chosen[tuple(row)] = None
-    for base in list(chosen)[:2]:
-        for n, options in enumerate(values):
-            for option in options:
-                chosen[(*base[:n], option, *base[n + 1 :])] = None
+    if len(values) <= 2 * MOST_VARIANTS:
+        for base in list(chosen)[:2]:
+            for n, options in enumerate(values):
+                for option in options:
+                    chosen[(*base[:n], option, *base[n + 1 :])] = None
     return list(chosen)[: 4 * MOST_VARIANTS]
 
 
