@@ -83,6 +83,7 @@ class ProgramChecker(Context):
     def head(self, decl: ast.Block, unit: Unit) -> Head:
         if id(decl) not in self._heads:
             own = {i.name.text for i in all_items(decl.members) if isinstance(i, ast.IndexDecl)}
+            under = {id(item) for item, _ in conditional(decl.members)}
             defs: dict[str, Signature] = {}
             private: set[str] = set()
             broken: set[str] = set()
@@ -98,6 +99,8 @@ class ProgramChecker(Context):
                     missing = {d.span.text for d in scope.found.found if d.span is not None}
                     (private if missing & own else broken).add(name)
                     continue
+                if id(member) not in under and name in defs:
+                    continue  # declared twice, which is told with the block
                 if name in defs and not _alike(defs[name], signature):
                     self.found.error(
                         "E0510",

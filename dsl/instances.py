@@ -250,7 +250,7 @@ class Instances:
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= there:
             found.error(
                 "E0304",
-                f"'{e.fn}' cannot take {shown(count)} of the {there} of '{e.over}'",
+                f"'{e.fn}' cannot choose {shown(count)} of the {there} of '{e.over}'",
                 e.span if e.count is None else e.count.span,
                 notes=[(e.over.span, f"'{e.over}' is declared here")],
             )

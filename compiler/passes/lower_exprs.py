@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from compiler.ir import Dim
 from dsl import typed
 from dsl.diagnostics import Span
-from dsl.extents import Extent
+from dsl.extents import Extent, ExtentError
 from dsl.instances import fail
 
 if TYPE_CHECKING:
@@ -98,8 +98,13 @@ def choice(lower: BodyLowering, e: typed.Choice) -> str:
 def _enough(lower: BodyLowering, e: typed.Choice, over: Dim, count: Extent) -> None:
     """Nothing chooses more than there is. How many positions a history has, only a run knows."""
     sizes = lower.elaborator.instances.sizes
-    if over.kind == "plain" and count.at(sizes) > over.size.at(sizes):
+    if over.kind != "plain":
+        return
+    try:
         chosen, there = count.at(sizes), over.size.at(sizes)
+    except ExtentError as error:
+        raise fail("E0304", str(error), e.span) from None
+    if chosen > there:
         text = f"{e.fn} cannot choose {chosen} of the {there} of '{over.name}'"
         raise fail("E0304", text, e.span)
 
