@@ -68,7 +68,7 @@ def _read(path: Path) -> Lark | None:
 
 def _write(path: Path, parser: Lark) -> None:
     """Put the tables beside their predecessors in one step, and clear the oldest away."""
-    with suppress(OSError):
+    with suppress(OSError, AttributeError, TypeError, ValueError):  # another lark may know no such
         data, memo = parser.memo_serialize([TerminalDef, Rule])
         handle, name = tempfile.mkstemp(dir=path.parent, prefix="grammar-", suffix=".tmp")
         with os.fdopen(handle, "w", encoding="utf-8") as out:

@@ -150,6 +150,28 @@ def test_lifting_is_hygienic(tmp_path: Path) -> None:
     assert codes(tmp_path / "b.arch", text) == []
 
 
+def test_a_value_hides_no_index(tmp_path: Path) -> None:
+    """In brackets a name is an index if it can be one: a number is no position."""
+    equation = "n[t,n] = x[t,n] * 2\n    s = 3\n    y[t,n] = n[t,n] * s"
+    assert meaning(tmp_path / "b.arch", equation, "x[t,n]") == "n[t, n] * s"
+
+
+def test_constants_of_other_files_are_no_reserved_names(tmp_path: Path) -> None:
+    """The standard library's constants (value, heads) may be names of values and indices."""
+    text = """
+    import std.mla
+    index t : time, d : 8, value : 4
+    block B {
+      param heads[value, d]
+      def (x[t,d]) -> y[t,value] {
+        nope[t,value] = heads[value,d] * x[t,d]
+        y[t,value] = 2 * nope[t,value]
+      }
+    }
+    """
+    assert codes(tmp_path / "b.arch", text) == []
+
+
 # -- compile-time conditions -----------------------------------------------------------------------
 
 
