@@ -9,6 +9,7 @@ import pytest
 from mistakes import Case, cases, inside, said
 
 from dsl.program import check_file
+from dslc.cli import run
 
 CASES = cases()
 CODE = re.compile(r"\b[EW]0[0-9]{3}\b")
@@ -138,3 +139,16 @@ def test_messages_come_in_the_order_of_the_text(tmp_path: Path) -> None:
     (tmp_path / "main.arch").write_text("const c = q\nindex d : nope\nconst b = r\n")
     found = check_file(str(tmp_path / "main.arch"))
     assert [d.span.line for d in found if d.span] == [1, 2, 3]
+
+
+def test_a_warning_is_told_and_is_no_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "block B[d] {\n  param W[d]\n  def (x[d]) -> y[d] { y[d] = 2 * x[d] }\n}\n"
+    Path("main.arch").write_text(text)
+    assert run(["check", "main.arch"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "main.arch: no mistakes\n"
+    assert told.err.startswith("warning[W0511]: 'W' is stored, and no equation reads it\n")
+    assert [d.code for d in check_file("main.arch")] == []  # mistakes alone stop a compilation
