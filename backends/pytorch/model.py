@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from backends.pytorch.ahead.decoder import Decoder
 from backends.pytorch.generate import generate
 from backends.pytorch.inputs import InputError, NotAvailable, counts_of, packed, unpacked
 from backends.pytorch.memory import require
@@ -44,12 +45,14 @@ class Model(nn.Module):
         unavailable: Mapping[str, Sequence[str]],
         notes: Sequence[str] = (),
         source: str | None = None,
+        decoder: Decoder | None = None,
     ):
         """
         Args:
             names: the checkpoint's name of each parameter and state of ``module``.
             unavailable: entries that cannot be run, and the tensors they lack.
             source: the text of the graph that names every value of the source, for ``trace``.
+            decoder: takes the steps of one token of one sequence in the place of ``module``.
         """
         super().__init__()
         self.module = module
@@ -58,6 +61,7 @@ class Model(nn.Module):
         self._names = dict(names)
         self._unavailable = dict(unavailable)
         self._source = source
+        self._decoder = decoder
         self.register_state_dict_post_hook(_rename_to_checkpoint)
 
     # -- running ----------------------------------------------------------------------------------
@@ -135,7 +139,11 @@ class Model(nn.Module):
             shape = [n for n in row.shape[1:] if isinstance(n, int)]
             return torch.zeros(0, *shape, dtype=self.dtype, device=self.device)
         given = [self._placed(inputs[i.name]) for i in row.inputs]
-        rows: Tensor = getattr(self.module, entry)(step, *given)
+        rows: Tensor
+        if entry == "main" and self._decoder and self._decoder.takes(step):
+            rows = self._decoder.step(given[0], step)
+        else:
+            rows = getattr(self.module, entry)(step, *given)
         step.commit()
         return rows if row.shape[0] == "wanted" else step.select(rows)
 
@@ -229,6 +237,10 @@ class Model(nn.Module):
             start = f"{prefix}." if prefix else ""
             yield start + self._names[name.removeprefix(f"{start}module.")], parameter
 
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        self._decoder = None  # it has the weights that there were
+        return super()._apply(*arguments, **options)
+
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
@@ -246,6 +258,7 @@ class Model(nn.Module):
             wrong = [(name, "missing") for name in missing if strict]
             wrong += [(name, "not one of the model's") for name in unexpected if strict]
             raise InputError(message("the state dict does not fit:", told(wrong + shapes)))
+        self._decoder = None if assign else self._decoder
         known = {ours[name]: tensor for name, tensor in state_dict.items() if name in mine}
         self.module.load_state_dict(known, strict=False, assign=assign)
         return IncompatibleKeys(missing, unexpected)
