@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": "what a model is: parameters, cache and FLOPs per token, by block",
     "compile": "compile an .arch file into a directory",
     "run": "generate with a compiled model",
+    "bench": "time a compiled model beside what its user would otherwise run",
     "models": "the models that ship with dslc",
 }
 NO_SUCH_FILE = "E0201"

@@ -219,6 +219,11 @@ class Model(nn.Module):
                     return tensor.dtype
         return next(self.module.parameters()).dtype
 
+    @property
+    def decodes_ahead(self) -> bool:
+        """Is there a step of one token that was compiled ahead of time, for these weights?"""
+        return self._decoder is not None
+
     def weight(self, path: str) -> Tensor | None:
         """A parameter or state by its path in the source; None if the checkpoint lacked it."""
         owner, _, name = attribute_path(path).rpartition(".")
