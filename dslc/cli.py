@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": "what a model is: parameters, cache and FLOPs per token, by block",
     "compile": "compile an .arch file into a directory",
     "run": "generate with a compiled model",
+    "init": "write a random checkpoint of a model",
     "models": "the models that ship with dslc",
 }
 NO_SUCH_FILE = "E0201"
