@@ -33,9 +33,7 @@ class _Recording(Constants):
 def used(source: CheckedProgram) -> set[str]:
     """Names of the constants that the model depends on, those that others are made of included."""
     old = source.constants
-    constants = _Recording(
-        old.declared, old.functions, old.presets, old.choices, Diagnostics()
-    )
+    constants = _Recording(old.declared, old.functions, old.presets, old.choices, Diagnostics())
     elaborator = Elaborator(replace(source, constants=constants))
     _ = elaborator.instances.values  # asks for every constant: what follows asks for those needed
     constants.reads[None].clear()

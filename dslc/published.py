@@ -1,4 +1,4 @@
-"""``config.json`` for a program's constants: what ``dslc compile --checkpoint`` reads them back from.
+"""``config.json`` for a program's constants, from which ``--checkpoint`` reads them back.
 
 Of a constant that ``config a, b, s.c`` binds to several keys, the first of each section is written
 (``a`` and ``s.c``): sections are generations of the format, and readers of each look into theirs.

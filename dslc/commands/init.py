@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from dslc.commands.options import add_json, setting
-from dslc.terminal import large, note, progress, steps
+from dslc.terminal import note, progress, steps
 
 DEFAULT = ("dsv3", "small")  # where no FILE is named
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -59,6 +59,7 @@ def size(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    from backends.pytorch.memory import shown as shown_bytes
     from compiler import directory
     from dsl.constants import shown
     from dslc.program import compile_file
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({**found, "bytes": written, "files": files}))
     else:
         what = "1 file" if files == 1 else f"{files} files"
-        print(f"{options.directory}: {program.name}, {large(written, ' kMGT')}B in {what}")
+        print(f"{options.directory}: {program.name}, {shown_bytes(written)} in {what}")
     return 0
 
 
