@@ -189,7 +189,7 @@ def own(tmp_path):
 
 
 def test_a_model_of_ones_own(run, own, tmp_path):
-    status, out, err = run("init", "c", own, "--set", "hidden=8", "--dtype", "float32")
+    status, out, err = run("init", "c", "--set", "hidden=8", "--dtype", "float32", own)
     assert (status, out, err) == (0, "c: Own, 448 B in 1 file\n", "")
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert config == {

@@ -39,6 +39,7 @@ def load(
     seed: int = 0,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
+    edited: bool = False,
 ) -> Model:
     """Load a compiled model.
 
@@ -52,6 +53,7 @@ def load(
         seed: of random weights, each a function of the seed and its tensor's name.
         progress: called with what has been loaded and what there is in all.
         note: told, in a sentence each, what the user should know; warnings unless given.
+        edited: execute the directory's code even if it was changed since it was compiled.
 
     Raises:
         ManifestError: the directory is not whole, was changed, or is another version's.
@@ -63,7 +65,7 @@ def load(
     manifest = read(directory)
     if manifest.backend != "pytorch":
         raise ManifestError(f"{directory} was compiled for the backend '{manifest.backend}'")
-    files = verified_files(directory, manifest)
+    files = verified_files(directory, manifest, edited)
     place = _device(device)
     patterns = [row.pattern() for row in manifest.parameters]
     found = None
@@ -72,7 +74,8 @@ def load(
         opened = open_checkpoint(Path(checkpoint))
         differences = _differences(manifest, opened.config)
         found = match(opened, patterns, manifest.ignored, hint="; ".join(differences))
-    run_dtype = _dtype(dtype, found.checkpoint.dtype if found else None)
+    stored = found.checkpoint.dtype if found else None
+    run_dtype = dtype_of(dtype if dtype is not None else stored or torch.float32)
     unavailable = found.unavailable if found else {}
     needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
     width = {"act": run_dtype.itemsize, "f32": 4}
@@ -93,7 +96,8 @@ def load(
         else:
             warnings.warn(sentence, stacklevel=3)  # of dslc.load
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
-    return Model(module, manifest, memory.names, unavailable, notes, source)
+    code = files[CODE].decode()
+    return Model(module, manifest, memory.names, unavailable, notes, source, code)
 
 
 class _Memory:
@@ -165,9 +169,12 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _dtype(asked: str | torch.dtype | None, stored: torch.dtype | None) -> torch.dtype:
-    if asked is None:
-        return stored or torch.float32
+def dtype_of(asked: str | torch.dtype) -> torch.dtype:
+    """A dtype that a model can run in, by its name.
+
+    Raises:
+        InputError: it is none.
+    """
     named = str(asked).removeprefix("torch.")
     if named not in DTYPES:
         raise InputError(f"dtype '{named}': a model runs in {', '.join(DTYPES)}")

@@ -34,6 +34,7 @@ class Model(nn.Module):
         manifest: what was compiled.
         module: the emitted model, whose methods take packed steps.
         notes: what loading had to say, one sentence each.
+        code: the text of the emitted ``model.py``.
     """
 
     def __init__(
@@ -44,17 +45,20 @@ class Model(nn.Module):
         unavailable: Mapping[str, Sequence[str]],
         notes: Sequence[str] = (),
         source: str | None = None,
+        code: str = "",
     ):
         """
         Args:
             names: the checkpoint's name of each parameter and state of ``module``.
             unavailable: entries that cannot be run, and the tensors they lack.
             source: the text of the graph that names every value of the source, for ``trace``.
+            code: the text of ``module``'s file.
         """
         super().__init__()
         self.module = module
         self.manifest = manifest
         self.notes = list(notes)
+        self.code = code
         self._names = dict(names)
         self._unavailable = dict(unavailable)
         self._source = source

@@ -15,6 +15,7 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(optional=("file", str))
     parser.add_argument("directory", metavar="DIR", type=Path, help="where to; new or empty")
     parser.add_argument(
         "file",
