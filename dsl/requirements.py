@@ -29,7 +29,8 @@ def check_requirements(library: Library, constants: Constants, found: Diagnostic
                         _values(need.condition, constants),
                     )
             except ConstantError as error:
-                error.report(found)
+                if not error.waits:  # the values come with a checkpoint
+                    error.report(found)
             continue
         if constants.choices.config is None:
             continue

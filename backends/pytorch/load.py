@@ -40,6 +40,7 @@ def load(
     seed: int = 0,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
+    edited: bool = False,
 ) -> Model:
     """Load a compiled model.
 
@@ -53,6 +54,7 @@ def load(
         seed: of random weights, each a function of the seed and its tensor's name.
         progress: called with what has been loaded and what there is in all.
         note: told, in a sentence each, what the user should know; warnings unless given.
+        edited: execute the directory's code even if it was changed since it was compiled.
 
     Raises:
         ManifestError: the directory is not whole, was changed, or is another version's.
@@ -64,7 +66,7 @@ def load(
     manifest = read(directory)
     if manifest.backend != "pytorch":
         raise ManifestError(f"{directory} was compiled for the backend '{manifest.backend}'")
-    files = verified_files(directory, manifest)
+    files = verified_files(directory, manifest, edited)
     place = _device(device)
     patterns = [row.pattern() for row in manifest.parameters]
     found = None
@@ -75,7 +77,7 @@ def load(
         found = match(opened, patterns, manifest.ignored, hint="; ".join(differences))
     plan = read_plan(files)
     stored = found.checkpoint.dtype if found else None
-    run_dtype = _dtype(dtype or (plan.dtype if plan and not stored else None), stored)
+    run_dtype = dtype_of(dtype or stored or (plan.dtype if plan else torch.float32))
     notes = [*differences, *_notes(found)]
     if plan and (reason := obstacle(plan, place, run_dtype)):
         notes.append(f"the compiled decode step is not used: {reason}")
@@ -99,8 +101,9 @@ def load(
         else:
             warnings.warn(sentence, stacklevel=3)  # of dslc.load
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
+    code = files[CODE].decode()
     decoder = Decoder(plan, loaded(plan, files), memory.weight) if plan else None
-    return Model(module, manifest, memory.names, unavailable, notes, source, decoder)
+    return Model(module, manifest, memory.names, unavailable, notes, source, code, decoder)
 
 
 class _Memory:
@@ -206,9 +209,12 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _dtype(asked: str | torch.dtype | None, stored: torch.dtype | None) -> torch.dtype:
-    if asked is None:
-        return stored or torch.float32
+def dtype_of(asked: str | torch.dtype) -> torch.dtype:
+    """A dtype that a model can run in, by its name.
+
+    Raises:
+        InputError: it is none.
+    """
     named = str(asked).removeprefix("torch.")
     if named not in DTYPES:
         raise InputError(f"dtype '{named}': a model runs in {', '.join(DTYPES)}")

@@ -35,6 +35,7 @@ class Model(nn.Module):
         manifest: what was compiled.
         module: the emitted model, whose methods take packed steps.
         notes: what loading had to say, one sentence each.
+        code: the text of the emitted ``model.py``.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Model(nn.Module):
         unavailable: Mapping[str, Sequence[str]],
         notes: Sequence[str] = (),
         source: str | None = None,
+        code: str = "",
         decoder: Decoder | None = None,
     ):
         """
@@ -52,12 +54,14 @@ class Model(nn.Module):
             names: the checkpoint's name of each parameter and state of ``module``.
             unavailable: entries that cannot be run, and the tensors they lack.
             source: the text of the graph that names every value of the source, for ``trace``.
+            code: the text of ``module``'s file.
             decoder: takes the steps of one token of one sequence in the place of ``module``.
         """
         super().__init__()
         self.module = module
         self.manifest = manifest
         self.notes = list(notes)
+        self.code = code
         self._names = dict(names)
         self._unavailable = dict(unavailable)
         self._source = source

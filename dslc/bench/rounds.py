@@ -94,7 +94,7 @@ class _Worker:
         self.name = name
         self.about = ""
         self._asked = asdict(setup)
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dslc.bench.worker"],
             stdin=subprocess.PIPE,

@@ -36,3 +36,12 @@ def test_null_allows_an_empty_list_and_no_other(tmp_path):
         check(tmp_path, dense_layers=[0, 3])
     with pytest.raises(DiagnosticError, match="dense_layers is 3"):
         check(tmp_path, dense_layers=3)
+
+
+def test_an_expression_waits_for_a_checkpoint(tmp_path):
+    """A file that has no sizes of its own is no mistake; what a checkpoint says is looked at."""
+    file = tmp_path / "needs.arch"
+    file.write_text("const heads = config heads\nrequire heads > 1\n")
+    open_program(str(file))
+    with pytest.raises(DiagnosticError, match="this does not hold: heads > 1"):
+        open_program(str(file), Choices(config={"heads": 1}))
