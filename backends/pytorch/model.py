@@ -14,8 +14,10 @@ from backends.pytorch.generate import generate
 from backends.pytorch.inputs import InputError, NotAvailable, counts_of, packed, unpacked
 from backends.pytorch.memory import require
 from backends.pytorch.names import attribute
+from backends.pytorch.places import located
 from backends.pytorch.problems import listing, message, told
 from backends.pytorch.runtime import Cache, Step
+from compiler.errors import UserError
 from compiler.manifest import EntryRow, Manifest
 
 
@@ -129,13 +131,24 @@ class Model(nn.Module):
 
         Returns:
             [rows wanted, ...]; the cache counts the step's positions from now on.
+
+        Raises:
+            RunError: an equation could not be computed; says which line of the source it is.
         """
         row = self._entry(entry)
         if step.total == 0:
             shape = [n for n in row.shape[1:] if isinstance(n, int)]
             return torch.zeros(0, *shape, dtype=self.dtype, device=self.device)
         given = [self._placed(inputs[i.name]) for i in row.inputs]
-        rows: Tensor = getattr(self.module, entry)(step, *given)
+        try:
+            rows: Tensor = getattr(self.module, entry)(step, *given)
+        except UserError:
+            raise
+        except Exception as error:
+            place = located(error)
+            if place is None:
+                raise
+            raise place from error
         step.commit()
         return rows if row.shape[0] == "wanted" else step.select(rows)
 
