@@ -126,16 +126,14 @@ def test_a_step_that_failed_leaves_the_cache_as_it_was():
 
 
 def test_the_command_prints_it_as_one_message(capsys, monkeypatch):
-    from backends.pytorch.runtime import attention
-
     def broken(*_: object, **__: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(f"{attention.__module__}._stretches", broken)
+    monkeypatch.setattr(torch.nn.functional, "silu", broken)
     status = cli.run(["run", str(compiled()), "--tokens", "1,2"])
     out, err = capsys.readouterr()
     assert (status, out) == (1, "")
-    assert err.startswith("error: MemoryError: no room\n  --> std/mla.arch:61, in layers[0].attn\n")
+    assert err.startswith("error: MemoryError: no room\n  --> std/ffn.arch:16, in layers[0].mlp\n")
     assert "Traceback" not in err
     with pytest.raises(RunError):
         cli.run(["run", str(compiled()), "--tokens", "1,2", "--debug"])
