@@ -17,6 +17,7 @@ from dsl.constants import Choices
 from dsl.deploy import Deployment
 from dsl.deploy_check import choose
 from dsl.diagnostics import near
+from dsl.requirements import limit_of
 from dslc.config import read_config
 
 BACKENDS = ("pytorch",)
@@ -77,6 +78,18 @@ class Program:
         """
         return choose(self.compiled.source, name)
 
+    @property
+    def context(self) -> manifest.ContextRow | None:
+        """How many positions a sequence may have; None if the source sets no limit."""
+        limit = limit_of(self.compiled.source.library, self.compiled.source.constants)
+        if limit is None:
+            return None
+        return manifest.ContextRow(
+            positions=limit.positions,
+            place=str(limit.span),
+            text=" ".join(limit.span.text.split()),
+        )
+
     def save(self, path: str | Path) -> None:
         """Write the compiled directory, whole or not at all.
 
@@ -101,6 +114,7 @@ class Program:
             passes=STAGES,
             files=files,
             config=config,
+            context=self.context,
             backend=self.backend,
             target=self.target,
         )

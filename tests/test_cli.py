@@ -331,7 +331,11 @@ def test_a_prompt_without_a_tokenizer_is_refused(run, tmp_path):
         (["--tokens", "1", "--nproc", "2"], "--nproc 2 is not built yet"),
         (["--tokens", "1", "--record-loads", "x"], "--record-loads is not built yet"),
         (["--tokens", "1", "--checkpoint", "nothing"], "there is no checkpoint folder nothing"),
-        (["--tokens", "1", "--max-new-tokens", "1000000000000"], "available"),
+        (
+            ["--tokens", "1,2", "--max-new-tokens", "163839"],
+            "a prompt of 2 and 163,839 new tokens are 163,841 positions; the model is made for "
+            "163,840 (require history <= context_length, std/rotary.arch:23)",
+        ),
     ],
 )
 def test_run_refuses_in_one_message(run, options, message):

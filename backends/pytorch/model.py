@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from backends.pytorch.generate import generate
+from backends.pytorch import generate as generation
 from backends.pytorch.inputs import InputError, NotAvailable, counts_of, packed, unpacked
 from backends.pytorch.memory import require
 from backends.pytorch.names import attribute
@@ -85,7 +85,9 @@ class Model(nn.Module):
             [batch, time, vocab] in the model's dtype; rows past a sequence's length are zero.
 
         Raises:
-            InputError: wrong shapes, dtypes, lengths or token numbers.
+            InputError: wrong shapes, dtypes, lengths or token numbers; more positions than the
+                model is made for.
+            CacheFull: more positions than the cache has room for.
         """
         return self.run("main", (tokens,), lengths, cache, last_only)
 
@@ -136,6 +138,9 @@ class Model(nn.Module):
             RunError: an equation could not be computed; says which line of the source it is.
         """
         row = self._entry(entry)
+        self.check_context(step.history)
+        if step.cache is not None:
+            self.make_room(step.cache, step.history)
         if step.total == 0:
             shape = [n for n in row.shape[1:] if isinstance(n, int)]
             return torch.zeros(0, *shape, dtype=self.dtype, device=self.device)
@@ -150,7 +155,51 @@ class Model(nn.Module):
                 raise
             raise place from error
         step.commit()
+        self._remember(row, step, inputs)
         return rows if row.shape[0] == "wanted" else step.select(rows)
+
+    def _remember(self, row: EntryRow, step: Step, inputs: Mapping[str, Tensor]) -> None:
+        """Let the cache know which tokens its positions came from, where tokens are all they came
+        from: ``generate`` then goes on from them."""
+        known = len(row.inputs) == 1 and row.inputs[0].below is not None
+        if step.cache is None or not known or not step.in_order:
+            return
+        if row is not self.manifest.entries["main"]:
+            return  # another entry may not fill all that main reads
+        parts = inputs[row.inputs[0].name].split(step.counts)
+        for slot, start, part in zip(step.slots, step.starts, parts, strict=True):
+            step.cache.remember(slot, start, part.tolist())
+
+    def check_context(self, positions: int, what: str = "") -> None:
+        """
+        Args:
+            what: what would have so many of them, if it is not just a sequence.
+
+        Raises:
+            InputError: a sequence of so many positions is longer than the source allows.
+        """
+        limit = self.manifest.context
+        if limit is not None and positions > limit.positions:
+            raise InputError(
+                f"{what or f'a sequence of {positions:,} positions'}; the model is made for "
+                f"{limit.positions:,} ({limit.text}, {limit.place})"
+            )
+
+    def make_room(self, cache: Cache, positions: int) -> None:
+        """Find out whether a cache can hold so many positions of a sequence, before any is run.
+
+        Raises:
+            CacheFull: it has a fixed capacity, which is smaller.
+            MemoryNeeded: it would grow, and that does not fit.
+        """
+        if not cache.grows or positions <= cache.capacity:
+            cache.reserve(positions)
+            return
+        require(
+            f"a cache of {cache.slots:,} x {positions:,} positions",
+            cache.slots * positions * self.cache_bytes_per_token(),
+            self.device,
+        )
 
     def _placed(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
@@ -172,21 +221,7 @@ class Model(nn.Module):
             )
         return Cache(batch, capacity)
 
-    def generate(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None = None,
-        max_new_tokens: int = 32,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        eos: int | Sequence[int] | None = None,
-        on_token: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor | list[Tensor]:
-        """Continue each sequence; see ``backends.pytorch.generate.generate``."""
-        return generate(
-            self, tokens, lengths, max_new_tokens, temperature, top_p, seed, eos, on_token
-        )
+    generate = generation.generate
 
     def trace(self, names: Sequence[str], tokens: Tensor, entry: str = "main") -> dict[str, Tensor]:
         """Named values of the source, computed by the reference interpreter.

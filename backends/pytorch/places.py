@@ -25,7 +25,7 @@ class RunError(UserError, RuntimeError):
     """Something failed while an equation was computed; the message says which, and where.
 
     Attributes:
-        place: ``std/mla.arch:42``.
+        place: ``std/ffn.arch:15``.
         block: the path of the block in the source, ``layers[3].attn``; "" is the model itself.
         equation: what the source says there.
 
