@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 import dslc
-from dslc import cli, terminal
+from dslc import cli, terminal, transcript
 from dslc.commands import models as models_command
-from dslc.commands import run as run_command
 from pytorch.small import SIZES, compiled, model, prompts, weights, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -363,16 +362,16 @@ def test_interrupted_it_prints_what_there_is(run, monkeypatch):
         if step == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_command._Watch, "token", token)
+    monkeypatch.setattr(transcript.Watch, "token", token)
     result = run("run", compiled(), "--tokens", "1,2,3")
-    assert result.status == 0 and len(result.out.split(",")) == 6
+    assert result.status == cli.INTERRUPTED and len(result.out.split(",")) == 6
 
 
 def test_interrupted_before_it_ends_quietly(run, monkeypatch):
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_command, "run", interrupted)
+    monkeypatch.setattr("dslc.commands.run.run", interrupted)
     result = run("run", compiled(), "--tokens", "1,2,3")
     assert result.status == cli.INTERRUPTED and not result.err.strip()
 

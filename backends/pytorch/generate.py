@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backends.pytorch import sampling
-from backends.pytorch.inputs import InputError, counts_of, packed
+from backends.pytorch.inputs import INTEGERS, InputError, check_prompts, counts_of
 from backends.pytorch.runtime import Cache, Step
 from backends.pytorch.stopping import Endings, Stop
 from backends.pytorch.text import Tokenizer
@@ -73,12 +73,7 @@ def generate(
     endings = Endings(prompts, eos, stop, tokenizer)
     batch = len(prompts)
     if batch and max_new_tokens:
-        prompt = max(map(len, prompts))
-        longest = prompt + max_new_tokens
-        model.check_context(
-            longest,
-            f"a prompt of {prompt:,} and {max_new_tokens:,} new tokens are {longest:,} positions",
-        )
+        longest = max(map(len, prompts)) + max_new_tokens
         if cache is None:
             cache = model.new_cache(batch, capacity=longest)
         model.make_room(cache, longest)
@@ -178,18 +173,13 @@ def _prompts(
     chunk: int | None,
 ) -> list[list[int]]:
     """The prompts without padding. Whatever cannot be run is refused here, before work starts."""
-    counts, time = counts_of("tokens", [tokens], lengths, None)
-    if time == 0:
-        raise InputError("a prompt needs at least one token")
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens is {max_new_tokens}: it cannot be negative")
+    counts, _ = counts_of("tokens", [tokens], lengths, None)
+    if tokens.dtype not in INTEGERS:
+        raise InputError(f"tokens must be int64, not {str(tokens.dtype).removeprefix('torch.')}")
     if chunk is not None and chunk < 1:
         raise InputError(f"prefill_chunk is {chunk}: it must be at least 1")
-    takes = model.manifest.entries["main"].inputs
-    if len(takes) != 1:
-        names = ", ".join(i.name for i in takes)
-        raise InputError(f"'main' takes {names}; only models of one input of tokens generate")
     if cache is not None and cache.slots != len(counts):
         raise InputError(f"the cache holds {cache.slots} sequences, not {len(counts)}")
-    packed(takes[0], tokens, counts, 0, 0)  # every token is one of the model's
-    return [row[:n].tolist() for row, n in zip(tokens.cpu(), counts, strict=True)]
+    prompts = [row[:n].tolist() for row, n in zip(tokens.cpu(), counts, strict=True)]
+    check_prompts(model.manifest, prompts, max_new_tokens)
+    return prompts

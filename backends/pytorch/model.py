@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from backends.pytorch import generate as generation
-from backends.pytorch.inputs import InputError, NotAvailable, counts_of, packed, unpacked
+from backends.pytorch.inputs import (
+    InputError,
+    NotAvailable,
+    check_context,
+    counts_of,
+    packed,
+    unpacked,
+)
 from backends.pytorch.memory import require
 from backends.pytorch.names import attribute
 from backends.pytorch.places import located
@@ -138,7 +145,7 @@ class Model(nn.Module):
             RunError: an equation could not be computed; says which line of the source it is.
         """
         row = self._entry(entry)
-        self.check_context(step.history)
+        check_context(self.manifest, step.history)
         if step.cache is not None:
             self.make_room(step.cache, step.history)
         if step.total == 0:
@@ -169,21 +176,6 @@ class Model(nn.Module):
         parts = inputs[row.inputs[0].name].split(step.counts)
         for slot, start, part in zip(step.slots, step.starts, parts, strict=True):
             step.cache.remember(slot, start, part.tolist())
-
-    def check_context(self, positions: int, what: str = "") -> None:
-        """
-        Args:
-            what: what would have so many of them, if it is not just a sequence.
-
-        Raises:
-            InputError: a sequence of so many positions is longer than the source allows.
-        """
-        limit = self.manifest.context
-        if limit is not None and positions > limit.positions:
-            raise InputError(
-                f"{what or f'a sequence of {positions:,} positions'}; the model is made for "
-                f"{limit.positions:,} ({limit.text}, {limit.place})"
-            )
 
     def make_room(self, cache: Cache, positions: int) -> None:
         """Find out whether a cache can hold so many positions of a sequence, before any is run.
