@@ -175,6 +175,7 @@ class Manifest(_Row):
     constants: dict[str, int | float | bool | str | None]
     config: dict[str, tuple[str, ...]] = {}  # config.json's keys of constants, first ones first
     context: ContextRow | None = None  # None: sequences of any length
+    pairs: NonNegativeInt = 0  # numbers held at once per token and position of its history
     deployment: str | None = None
     backend: str = "pytorch"
     target: str = "cpu"
@@ -216,6 +217,7 @@ def build(
     files: Mapping[str, bytes],
     config: Mapping[str, tuple[str, ...]] | None = None,
     context: ContextRow | None = None,
+    pairs: int = 0,
     deployment: str | None = None,
     backend: str = "pytorch",
     target: str = "cpu",
@@ -227,6 +229,7 @@ def build(
         sources: the text of each source file, by the name it is shown under.
         config: the keys of ``config.json`` that constants were, or could have been, taken from.
         context: how many positions a sequence may have; any number unless given.
+        pairs: numbers that are held at once for each token and position of its history.
         files: the bytes of each file of the directory, by its name there.
     """
     return Manifest(
@@ -236,6 +239,7 @@ def build(
         constants=dict(program.constants),
         config=dict(config or {}),
         context=context,
+        pairs=pairs,
         deployment=deployment,
         backend=backend,
         target=target,

@@ -10,6 +10,7 @@ import dslc
 from compiler import directory, manifest
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
+from compiler.pairs import most_pairs
 from compiler.pipeline import STAGES, Compiled, compile_model
 from compiler.report import Report, report
 from compiler.text import program_text
@@ -115,6 +116,7 @@ class Program:
             files=files,
             config=config,
             context=self.context,
+            pairs=most_pairs(self.compiled.program),
             backend=self.backend,
             target=self.target,
         )

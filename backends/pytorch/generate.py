@@ -17,7 +17,11 @@ from backends.pytorch.text import Tokenizer
 if TYPE_CHECKING:
     from backends.pytorch.model import Model
 
-PREFILL_TOKENS = 8192  # of all sequences in one step: bounds the memory of a long prefill
+# What bounds the memory of a long prefill: tokens of all sequences in one step, and numbers that
+# are held for pairs of a token and a position of its history (256 MB of f32).
+PREFILL_TOKENS = 8192
+PREFILL_PAIRS = 1 << 26
+FEWEST = 16  # tokens of a sequence in one step, however long its history
 ENDED = -1  # what ``on_token`` is given for a sequence that has ended
 
 
@@ -114,11 +118,11 @@ def prefill(
     """
     for slot, prompt in enumerate(prompts):
         _keep_common(cache, slot, prompt)
-    chunk = chunk or max(16, PREFILL_TOKENS // len(prompts))
     logits: Tensor | None = None
     while True:
+        most = chunk or _chunk(model, len(prompts), max(cache.lengths), max(map(len, prompts)))
         parts = [
-            prompt[start : start + chunk]
+            prompt[start : start + most]
             for prompt, start in zip(prompts, cache.lengths, strict=True)
         ]
         if not any(parts):
@@ -130,6 +134,16 @@ def prefill(
         logits[taking] = rows
     assert logits is not None
     return logits
+
+
+def _chunk(model: Model, batch: int, held: int, longest: int) -> int:
+    """How many tokens of each sequence the next step takes."""
+    most = PREFILL_TOKENS // batch
+    if model.manifest.pairs:
+        room = PREFILL_PAIRS // (model.manifest.pairs * batch)
+        # Of n tokens after those held, n * (held + n) pairs: as many as there is room for.
+        most = min(most, int(((held**2 + 4 * room) ** 0.5 - held) / 2))
+    return max(FEWEST, min(most, longest))
 
 
 def decode(model: Model, tokens: Sequence[int], slots: Sequence[int], cache: Cache) -> Tensor:
