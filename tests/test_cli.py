@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,7 @@ def test_inspect_json_has_the_published_numbers(run):
 
 def test_inspect_for_people(run):
     result = run("inspect", "dsv3", "--dims", "small", "--sequence", 128)
+    assert re.search(r"longest sequence +163,840 positions\n", result.out)
     assert "cache per token, BF16" in result.out and "      expert[0..16] " in result.out
     assert "…" not in result.out  # nothing is cut off in a pipe
 
