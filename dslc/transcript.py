@@ -9,6 +9,13 @@ from typing import Any
 from backends.pytorch.text import Text
 
 
+class Numbers:
+    """Reads tokens as their numbers, where there is no tokenizer."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return ",".join(map(str, tokens))
+
+
 class Transcript:
     """The new tokens of each sequence and their text.
 
@@ -31,14 +38,11 @@ class Transcript:
         self.new: list[list[int]] = [[] for _ in prompts]
         self.reply = reply
         self.live = live
-        self._tokenizer = tokenizer
-        self._texts: list[Text] | None = None
+        self._reads = tokenizer is not None
+        self._tokenizer = tokenizer or Numbers()
+        self._texts = [Text(self._tokenizer, prompt, stop) for prompt in self.prompts]
+        self._before = ["" if reply else self._tokenizer.decode(p) for p in self.prompts]
         self._shown = 0
-        self._before = [""] * len(self.prompts)
-        if tokenizer is not None and not reply:
-            self._before = [tokenizer.decode(prompt) for prompt in self.prompts]
-        if tokenizer is not None:
-            self._texts = [Text(tokenizer, prompt, stop) for prompt in prompts]
         self._show()
 
     def token(self, new: Sequence[int]) -> None:
@@ -46,13 +50,12 @@ class Transcript:
         for number, token in enumerate(new):
             if token >= 0:
                 self.new[number].append(token)
-                if self._texts is not None:
-                    self._texts[number].add(token)
+                self._texts[number].add(token)
         self._show()
 
     def end(self) -> None:
         """No more tokens come: what was held back is text as well."""
-        for text in self._texts or ():
+        for text in self._texts:
             text.end()
         self._show()
         if self.live:
@@ -60,24 +63,22 @@ class Transcript:
 
     def tokens(self) -> list[list[int]]:
         """Prompt and continuation of each sequence, up to the stop text."""
-        kept = [text.tokens for text in self._texts] if self._texts else [None] * len(self.new)
-        return [p + new[:n] for p, new, n in zip(self.prompts, self.new, kept, strict=True)]
+        return [
+            prompt + new[: text.tokens]
+            for prompt, new, text in zip(self.prompts, self.new, self._texts, strict=True)
+        ]
 
     def texts(self) -> list[str] | None:
         """The text of each sequence, if there is a tokenizer."""
-        return None if self._texts is None else [self.text(n) for n in range(len(self.prompts))]
+        return [self.text(n) for n in range(len(self.prompts))] if self._reads else None
 
     def text(self, number: int) -> str:
         """A sequence as it is shown."""
-        prompt, new = self.prompts[number], self.new[number]
-        if self._texts is None:
-            return ",".join(map(str, prompt + new))
-        text = self._texts[number].text
-        if not self.reply:
-            return self._before[number] + text
+        text = self._before[number] + self._texts[number].text
         # Some tokenizers write the space before a word only where something stands before it.
-        if text.startswith(" ") and not self._tokenizer.decode(new[:8]).startswith(" "):
-            text = text[1:]
+        if self.reply and text.startswith(" "):
+            alone = self._tokenizer.decode(self.new[number][:8])
+            text = text if alone.startswith(" ") else text[1:]
         return text
 
     def _show(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -348,9 +349,10 @@ class Terminal:
             if not part:
                 return
 
-    def wait_for(self, text: bytes) -> None:
+    def wait_for(self, pattern: bytes) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: text in self.seen, timeout=60), self.seen
+            found = self.changed.wait_for(lambda: re.search(pattern, self.seen), timeout=60)
+            assert found, self.seen
 
     def end(self) -> int:
         status = self.process.wait(timeout=60)
@@ -363,8 +365,7 @@ LONG = ["--max-new-tokens", 100_000]
 
 def test_ctrl_c_on_a_terminal_leaves_the_tokens_so_far():
     terminal = Terminal("--tokens", "1,2,3", *LONG)
-    terminal.wait_for(b"1,2,3,")
-    time.sleep(0.2)
+    terminal.wait_for(rb"1,2,3,\d+,\d+,\d+,")
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.end() == 130
     assert b"Traceback" not in terminal.seen and b"Error" not in terminal.seen
@@ -376,8 +377,8 @@ def test_ctrl_c_with_json_leaves_one_object():
     reading, writing = os.pipe()
     terminal = Terminal("--tokens", "1,2,3", "--json", *LONG, out=writing)
     os.close(writing)
-    terminal.wait_for(b"loading")
-    time.sleep(1)
+    terminal.wait_for(rb"loading[^$]*\x1b\[\?25h")  # the bar is gone, the cursor is back
+    time.sleep(1.5)
     terminal.process.send_signal(signal.SIGINT)
     with os.fdopen(reading) as out:
         answer = json.loads(out.read())
