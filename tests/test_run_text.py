@@ -89,8 +89,7 @@ def test_a_special_token_has_no_text_and_stops_all_the_same(run, folder, tmp_pat
     vocabulary["<turn>"] = tokens[8]
     other = write(tmp_path / "c", weights())
     (other / "tokenizer.json").write_text(json.dumps(changed))
-    if tokens[8] in tokens[:8]:
-        pytest.skip("the model said it before")
+    assert tokens[8] not in tokens[:8]  # else it would stop earlier
     cut, _ = found(run(*given, "--stop", "<turn>", checkpoint=other))
     assert cut == tokens[:8]
 
@@ -238,6 +237,16 @@ def test_a_template_that_fails_says_why(run, folder, tmp_path, template, why):
     status, out, err = run("--prompt", "w5", "--chat", checkpoint=made)
     assert (status, out) == (1, "") and len(err.splitlines()) == 1
     assert f"{made / 'tokenizer_config.json'} {why}" in err
+
+
+def test_files_that_cannot_be_read_are_named(run, folder, tmp_path):
+    made = chatty(tmp_path, folder)
+    (made / "chat_template.jinja").write_bytes(b"\xff")
+    err = run("--prompt", "w5", "--chat", checkpoint=made)[2]
+    assert err.startswith(f"error: {made / 'chat_template.jinja'} cannot be read: 'utf-8' codec")
+    (made / "tokenizer_config.json").write_text("[1]")
+    wrong = f"error: {made / 'tokenizer_config.json'}: expected an object, found list\n"
+    assert run("--prompt", "w5", "--chat", checkpoint=made) == (1, "", wrong)
 
 
 def test_without_jinja2_it_says_what_brings_it(run, folder, tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """Errors while a model runs say which equation of the source they come from."""
 
+from types import ModuleType
+
 import pytest
 import torch
 from small import SIZES, compiled, prompts
 
 import dslc
-from backends.pytorch.places import RunError, source_path
+from backends.pytorch.places import RunError, located, remember_text, source_path
 from backends.pytorch.runtime import Step
 from dslc import cli
 
@@ -137,6 +139,32 @@ def test_the_command_prints_it_as_one_message(capsys, monkeypatch):
     assert "Traceback" not in err
     with pytest.raises(RunError):
         cli.run(["run", str(compiled()), "--tokens", "1,2", "--debug"])
+
+
+def test_a_place_may_stand_on_a_line_of_its_own_and_a_statement_on_several():
+    lines = (
+        "def main(self, x, W):",
+        "    # let score[h,t,s]: f32 = (q[t,h,n] * k[s,h,n] + q_r[t,h,j] * k_r[s,j])",
+        "    #   * softmax_scale",
+        "    #   std/mla.arch:59",
+        "    y = x + 1",
+        "    return torch.linalg.multi_dot(",
+        "        [x, W]",
+        "    )",
+    )
+    module = ModuleType("emitted")
+    module.torch = torch
+    remember_text(module, "\n".join(lines))
+    exec("\n".join(lines), module.__dict__)
+    with pytest.raises(RuntimeError) as caught:
+        module.main(None, torch.ones(2, 3), torch.ones(4, 5))
+    error = located(caught.value)
+    assert error is not None and error.place == "std/mla.arch:59" and error.block == ""
+    assert error.equation == (
+        "let score[h,t,s]: f32 = (q[t,h,n] * k[s,h,n] + q_r[t,h,j] * k_r[s,j]) * softmax_scale"
+    )
+    assert str(error).endswith("  with x float32 [2, 3], W float32 [4, 5]")
+    assert located(ValueError("elsewhere")) is None
 
 
 def test_paths_are_those_of_the_source():

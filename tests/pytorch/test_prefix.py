@@ -1,6 +1,8 @@
 """A cache kept between calls of ``generate``: what it holds is not computed again, and the result
 is that of a new one."""
 
+from random import Random
+
 import pytest
 import torch
 from small import model, prompts
@@ -116,6 +118,30 @@ def test_a_cache_that_cannot_be_truncated_is_filled_again(monkeypatch, ran):
     ran.clear()
     assert torch.equal(generate(longer, cache=cache), generate(longer))
     assert ran[0] == (3, 3)
+
+
+def test_conversations_that_take_turns_back_are_what_they_are_anew():
+    random = Random(0)
+    cache = model().new_cache(2)
+    said = [[1, 2, 3], [4]]
+    for turn in range(10):
+        for words in said:
+            if random.random() < 0.4:
+                del words[random.randint(1, len(words)) :]
+            words += [random.randrange(51) for _ in range(random.randint(0, 6))]
+        lengths = torch.tensor([len(words) for words in said])
+        tokens = torch.zeros(2, int(lengths.max()), dtype=torch.int64)
+        for row, words in zip(tokens, said, strict=True):
+            row[: len(words)] = torch.tensor(words)
+        options = {
+            "max_new_tokens": random.randint(0, 4),
+            "temperature": random.choice([0.0, 1.0]),
+            "seed": turn,
+        }
+        chunk = random.choice([None, 1, 3])
+        kept = model().generate(tokens, lengths, cache=cache, prefill_chunk=chunk, **options)
+        said = [s.tolist() for s in model().generate(tokens, lengths, **options)]
+        assert [s.tolist() for s in kept] == said
 
 
 def test_sampling_does_not_depend_on_what_was_kept():
