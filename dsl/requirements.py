@@ -45,7 +45,12 @@ def limit_of(library: Library, constants: Constants) -> Limit | None:
         most = most_history(need, constants)
         if most is None:
             continue
-        value = evaluate(most, constants.value, no_size, constants.functions)
+        try:
+            value = evaluate(most, constants.value, no_size, constants.functions)
+        except ConstantError as error:
+            if error.waits:  # the value comes with a checkpoint
+                continue
+            raise
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -67,8 +72,7 @@ def check_requirements(library: Library, constants: Constants, found: Diagnostic
     try:
         limit_of(library, constants)
     except ConstantError as error:
-        if not (error.waits and constants.choices.config is None):
-            error.report(found)
+        error.report(found)
     for need, _ in library.declarations(ast.Require):
         assert isinstance(need, ast.Require)
         if need.condition is not None:
@@ -83,7 +87,8 @@ def check_requirements(library: Library, constants: Constants, found: Diagnostic
                         _values(need.condition, constants),
                     )
             except ConstantError as error:
-                error.report(found)
+                if not error.waits:  # the values come with a checkpoint
+                    error.report(found)
             continue
         if constants.choices.config is None:
             continue

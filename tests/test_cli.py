@@ -221,7 +221,6 @@ def test_emit_prints_and_writes_nothing(run, tmp_path):
         ["--emit", "mlir"],
         ["--backend", "mlir"],
         ["--target", "sm_90"],
-        ["--optimize"],
         ["--deploy", "ep2"],
     ],
 )

@@ -8,7 +8,7 @@ of which shapes. Nothing but the compiled directory is needed: the ``.arch`` fil
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType, ModuleType, TracebackType
 from typing import Any
@@ -88,23 +88,33 @@ def source_path(path: str) -> str:
     return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path)
 
 
+def quoted(lines: Sequence[str], line: int, first: int = 1) -> tuple[str, str] | None:
+    """The equation and its place in the comment nearest above a line, from line ``first`` on.
+
+    Args:
+        lines: of an emitted module.
+        line, first: counted from 1.
+    """
+    at = line - 2  # counted from 0
+    while at >= first and not lines[at].lstrip().startswith("#"):
+        at -= 1
+    parts: list[str] = []
+    while at >= first and lines[at].lstrip().startswith("#"):
+        text = lines[at].strip()[1:]
+        parts.insert(0, text.strip())
+        if not text.startswith("   "):  # continuations are indented
+            break
+        at -= 1
+    text, _, place = "  ".join(parts).rpartition("  ")
+    return (" ".join(text.split()), place) if re.search(r":\d+$", place) else None
+
+
 def _place(lines: list[str], trace: TracebackType) -> Place | None:
-    """The comment above the statement that was running."""
-    at = trace.tb_lineno - 1
-    while at >= 0 and not lines[at].lstrip().startswith("#"):
-        if lines[at].lstrip().startswith(("def ", "class ")):
-            return None
-        at -= 1
-    last = at
-    while at > 0 and lines[at - 1].lstrip().startswith("#"):
-        at -= 1
-    if at < 0:
+    """The statement that was running."""
+    found = quoted(lines, trace.tb_lineno, trace.tb_frame.f_code.co_firstlineno)
+    if found is None:
         return None
-    *head, end = (line.strip().lstrip("#").strip() for line in lines[at : last + 1])
-    before, _, place = end.rpartition("  ")
-    if not re.search(r":\d+$", place):
-        return None
-    return Place(place, " ".join([*head, before]).strip(), _statement(lines, trace))
+    return Place(found[1], found[0], _statement(lines, trace))
 
 
 def _statement(lines: list[str], trace: TracebackType) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.errors import UserError
 from compiler.manifest import read
+from dslc.cli import INTERRUPTED
 from dslc.commands.options import add_json, not_yet
 from dslc.prompts import conversation, encoded, need_tokenizer, open_tokenizer
 from dslc.terminal import note, progress
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from backends.pytorch.model import Model
     from dslc.transcript import Transcript, Watch
-
-INTERRUPTED = 130  # what shells report of a process that Ctrl-C ended
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -39,6 +39,15 @@ def test_null_allows_an_empty_list_and_no_other(tmp_path):
         check(tmp_path, dense_layers=3)
 
 
+def test_an_expression_waits_for_a_checkpoint(tmp_path):
+    """A file that has no sizes of its own is no mistake; what a checkpoint says is looked at."""
+    file = tmp_path / "needs.arch"
+    file.write_text("const heads = config heads\nrequire heads > 1\n")
+    open_program(str(file))
+    with pytest.raises(DiagnosticError, match="this does not hold: heads > 1"):
+        open_program(str(file), Choices(config={"heads": 1}))
+
+
 # -- how long a sequence may be -------------------------------------------------------------------
 
 REACH = """
@@ -52,7 +61,7 @@ require history <= 2 * table
 def reach(tmp_path, text: str, **config: object) -> tuple[int, str] | None:
     file = tmp_path / "reach.arch"
     file.write_text(text)
-    program = open_program(str(file), Choices(config=config))
+    program = open_program(str(file), Choices(config=config or None))
     limit = limit_of(program.library, program.constants)
     return limit and (limit.positions, limit.span.text)
 
@@ -86,14 +95,20 @@ def test_a_config_that_names_no_length_sets_no_limit(tmp_path):
     assert reach(tmp_path, "import std.rotary") is None
 
 
+def test_a_limit_may_wait_for_a_checkpoint(tmp_path):
+    text = "const most = config max_position_embeddings\nrequire history <= most"
+    assert reach(tmp_path, text) is None
+    assert reach(tmp_path, text, max_position_embeddings=9) == (9, "require history <= most")
+
+
 def test_a_key_that_several_constants_read_sets_all_that_would_read_it(tmp_path):
-    file = tmp_path / "rotary.arch"
-    file.write_text("import std.rotary")
+    file = tmp_path / "shared.arch"
+    file.write_text("const size = config inner.width, width\nconst other = config width else 1")
 
-    def both(**config: object) -> list:
-        choices = Choices(set={"max_position_embeddings": 99}, config=config)
+    def sizes(**config: object) -> list:
+        choices = Choices(set={"width": 99}, config=config)
         constants = open_program(str(file), choices).constants
-        return [constants.value(n, None) for n in ("max_positions", "trained_length")]
+        return [constants.value(n, None) for n in ("size", "other")]
 
-    assert both() == [99, 99]
-    assert both(rope_scaling={"original_max_position_embeddings": 7}) == [99, 7]
+    assert sizes() == [99, 99]
+    assert sizes(inner={"width": 7}, width=8) == [7, 99]
