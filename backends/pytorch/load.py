@@ -79,7 +79,7 @@ def load(
     unavailable = found.unavailable if found else {}
     needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
     width = {"act": run_dtype.itemsize, "f32": 4}
-    require("the model's weights", sum(p.elements * width[p.dtype] for p in needed), place)
+    require("loading the weights", sum(p.elements * width[p.dtype] for p in needed), place)
 
     module = _emitted(directory, files).build("meta", run_dtype)  # no memory yet
     memory = _Memory(module, place, run_dtype)

@@ -1,6 +1,7 @@
 """Checkpoints: read exactly, and refused with one message that names everything that is wrong."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,14 @@ def twice(folder: Path) -> None:
     file.rename(folder / "b.safetensors")
 
 
+def folder_or_pipe(make):
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        make(folder / "model.safetensors")
+
+    return change
+
+
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 FILES = {
     "empty file": (cut(0), "model.safetensors: the file ends within its header (0 bytes)"),
@@ -262,6 +271,8 @@ FILES = {
     "backwards": (header({"a": {**ONE, "data_offsets": [8, 0]}}), "entry of 'a' has negative"),
     "lies": (header({"a": {**ONE, "shape": [3]}}), "gives 'a' 8 bytes, which is not F32 [3]"),
     "in two files": (twice, "b.safetensors: 'lm_head.weight' is in a.safetensors as well"),
+    "folder": (folder_or_pipe(os.mkdir), "model.safetensors: this is not a file"),
+    "pipe": (folder_or_pipe(os.mkfifo), "model.safetensors: this is not a file"),
     "pickles only": (pickled, "no *.safetensors in CKPT (pytorch_model.bin is a pickle, which"),
     "config": (put("config.json", "{"), "CKPT/config.json is not JSON"),
     "config list": (put("config.json", "[]"), "config.json: expected an object, found list"),
