@@ -27,7 +27,7 @@ NAMED = re.compile(r"(?:cached |let )?(\w+)\[")  # what an equation defines
 
 @dataclass(frozen=True)
 class Equation:
-    """A statement's source: ``c_kv``, ``cached c_kv[s,c] = ...``, ``std/mla.arch:52``."""
+    """A statement's source: ``y``, ``y[d] = gain[d] * unit[d]``, ``std/norm.arch:11``."""
 
     name: str
     text: str
