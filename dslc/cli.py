@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": "what a model is: parameters, cache and FLOPs per token, by block",
     "compile": "compile an .arch file into a directory",
     "run": "generate with a compiled model",
+    "bench": "time a compiled model beside what its user would otherwise run",
     "compare": "find where two implementations of a model first differ, by source line",
     "init": "write a random checkpoint of a model",
     "models": "the models that ship with dslc",

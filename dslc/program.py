@@ -77,17 +77,32 @@ class Program:
         """
         return choose(self.compiled.source, name)
 
-    def save(self, path: str | Path) -> None:
+    def save(
+        self,
+        path: str | Path,
+        optimize: str | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Write the compiled directory, whole or not at all.
+
+        Args:
+            optimize: a dtype, for which the step of one token is compiled to machine code of this
+                CPU: float32 or bfloat16.
+            progress: called with what is being compiled.
 
         Raises:
             DirectoryError: there is something else, or it cannot be written.
+            UserError: the step of one token cannot be compiled.
         """
         files = {
             "graph.txt": self.graph().encode(),
             "source.txt": self.graph(STAGES[0]).encode(),
             "model.py": self.code().encode(),
         }
+        if optimize is not None:
+            from backends.pytorch.ahead.build import build  # torch, and Inductor: seconds
+
+            files |= build(self.code(), optimize, progress=progress)
         source = self.compiled.source
         config = {
             name: declared.keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from backends.pytorch import initialise, weights
+from backends.pytorch.ahead.decoder import Decoder, loaded, obstacle, read_plan
 from backends.pytorch.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.inputs import InputError
 from backends.pytorch.memory import require
@@ -74,22 +75,26 @@ def load(
         opened = open_checkpoint(Path(checkpoint))
         differences = _differences(manifest, opened.config)
         found = match(opened, patterns, manifest.ignored, hint="; ".join(differences))
+    plan = read_plan(files)
     stored = found.checkpoint.dtype if found else None
-    run_dtype = dtype_of(dtype if dtype is not None else stored or torch.float32)
+    run_dtype = dtype_of(dtype or stored or (plan.dtype if plan else torch.float32))
+    notes = [*differences, *_notes(found)]
+    if plan and (reason := obstacle(plan, place, run_dtype)):
+        notes.append(f"the compiled decode step is not used: {reason}")
+        plan = None
     unavailable = found.unavailable if found else {}
     needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
     width = {"act": run_dtype.itemsize, "f32": 4}
     require("loading the weights", sum(p.elements * width[p.dtype] for p in needed), place)
 
     module = _emitted(directory, files).build("meta", run_dtype)  # no memory yet
-    memory = _Memory(module, place, run_dtype)
+    memory = _Memory(module, place, run_dtype, plan.arrays() if plan else {})
     if found:
         weights.fill(found, memory.of, progress)
     else:
         initialise.fill(patterns, memory.of, seed, progress)
     memory.complete(patterns, needed)
 
-    notes = [*differences, *_notes(found)]
     for sentence in notes:
         if note:
             note(sentence)
@@ -97,26 +102,61 @@ def load(
             warnings.warn(sentence, stacklevel=3)  # of dslc.load
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
     code = files[CODE].decode()
-    return Model(module, manifest, memory.names, unavailable, notes, source, code)
+    decoder = Decoder(plan, loaded(plan, files), memory.weight) if plan else None
+    return Model(module, manifest, memory.names, unavailable, notes, source, code, decoder)
 
 
 class _Memory:
     """Gives the emitted module real parameters, one by one, in place of those without memory."""
 
-    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        arrays: Mapping[str, Container[str]],
+    ):
+        """
+        Args:
+            arrays: whose blocks' tensors lie behind one another: by the array's path, the paths
+                within a block.
+        """
         self.module = module
         self.device = device
         self.dtype = dtype
+        self.arrays = arrays
         self.names: dict[str, str] = {}  # the checkpoint's, by the module's
+        self._stacks: dict[str, torch.Tensor] = {}  # by path, with * for the number
 
     def of(self, tensor: Tensor) -> torch.Tensor:
         """Memory for a tensor; the module's from now on."""
         dtype = self.dtype if tensor.dtype == "act" else torch.float32
         path = attribute_path(tensor.path)
-        made = torch.empty(tensor.shape, dtype=dtype, device=self.device)
+        made = self._allocated(path, tensor.shape, dtype)
         self._put(path, made, tensor.pattern.role == "param")
         self.names[path] = tensor.name
         return made
+
+    def _allocated(self, path: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        parts = path.split(".")
+        for at, part in enumerate(parts):
+            array, rest = ".".join(parts[:at]), ".".join(parts[at + 1 :])
+            if part.isdigit() and rest in self.arrays.get(array, ()):
+                numbers = [name for name, _ in self.module.get_submodule(array).named_children()]
+                stack = f"{array}.*.{rest}"
+                if stack not in self._stacks:
+                    size = (len(numbers), *shape)
+                    self._stacks[stack] = torch.empty(size, dtype=dtype, device=self.device)
+                return self._stacks[stack][numbers.index(part)]
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def weight(self, path: str) -> torch.Tensor:
+        """What was made for an attribute path; with ``*`` for a number, all of the array's."""
+        if path in self._stacks:
+            return self._stacks[path]
+        owner, name = self._owner(path)
+        found: torch.Tensor = getattr(owner, name)
+        return found.detach()
 
     def _put(self, path: str, made: torch.Tensor | None, trained: bool) -> None:
         owner, name = self._owner(path)

@@ -45,6 +45,15 @@ class Cache:
         """What is remembered: ``layers.3.attn.c_kv``, in the order of first writing."""
         return list(self._memory)
 
+    def holds(self, path: str) -> bool:
+        """Has this value been written before?"""
+        return path in self._memory
+
+    def history(self, path: str, slot: int, length: int) -> Tensor:
+        """The first ``length`` positions of a value in a slot, to be read or written; a view."""
+        memory, axis = self._memory[path]
+        return memory[slot].narrow(axis - 1, 0, length)
+
     def reserve(self, capacity: int) -> None:
         """Make room for ``capacity`` positions in every slot.
 
