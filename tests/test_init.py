@@ -341,6 +341,18 @@ def test_what_was_begun_is_removed(run, own, tmp_path, monkeypatch, failure):
         assert (status, err) == (1, "error: cannot write c: No space left on device\n")
 
 
+def test_what_a_killed_one_left_is_removed_first(run, own, tmp_path, monkeypatch):
+    """A whole directory that was moved aside is not, unless another takes its place."""
+    unfinished, aside = tmp_path / ".c.0badcafe.writing", tmp_path / ".c.00c0ffee.writing"
+    for folder, file in ((unfinished, "model.safetensors"), (aside, "manifest.json")):
+        folder.mkdir()
+        (folder / file).write_text("{}")
+    usage = shutil._ntuple_diskusage(1_000, 900, 100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert run("init", "c", own)[0] == 1
+    assert left(tmp_path) == [aside.name, "own.arch"]
+
+
 @pytest.mark.parametrize("size", ["5XB", "0", "GB", "-1GB", "1e9"])
 def test_a_shard_size_that_is_none(run, own, size):
     status, _, err = run("init", "c", own, f"--shard-size={size}")
