@@ -10,7 +10,6 @@ import pytest
 
 import dslc
 from dslc import cli
-from oracle.fp8 import to_fp8
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Many tensors of a quarter of a MB: what a copy of each would leave behind adds up.
@@ -25,9 +24,10 @@ SETTINGS = [f"--set={name}={value}" for name, value in SIZES.items()]
 def folder(tmp_path_factory):
     """Checkpoints of one model: float32, bfloat16 and FP8."""
     folder = tmp_path_factory.mktemp("memory")
-    for dtype in ("float32", "bfloat16"):
-        assert cli.run(["init", str(folder / dtype), "dsv3", *SETTINGS, "--dtype", dtype]) == 0
-    to_fp8(folder / "bfloat16", folder / "fp8")
+    for stored, options in (
+        ("float32", ["--dtype=float32"]), ("bfloat16", []), ("fp8", ["--deploy=fp8"]),
+    ):  # fmt: skip
+        assert cli.run(["init", str(folder / stored), "dsv3", *SETTINGS, *options]) == 0
     dslc.compile("dsv3", set=SIZES).save(folder / "compiled")
     return folder
 
