@@ -150,6 +150,12 @@ def _runs_branch(node: Node, graph: Graph) -> list[Run]:
     ]
 
 
+def _runs_scan(node: Node, graph: Graph) -> list[Run]:
+    (time,) = (d.size for d in node.type.dims if d.kind == "time")
+    bodies = [node.attrs["body"], *([node.attrs["read"]] if node.attrs.get("read") else [])]
+    return [Run(body, times=time) for body in bodies]
+
+
 def _runs_composite(node: Node, graph: Graph) -> list[Run]:
     return [Run(node.attrs["body"])]
 
@@ -271,6 +277,12 @@ _ROWS = [
     Op("stack", "values stacked along a new dim", 1, None, rules.stack, {"dim": DIM}),
 
     Op("cache", "appended along time, read along history", 1, 1, rules.cache, {"name": NAME}),
+    Op("shift", "a history read some tokens before each of the step; 0 before the first", 1, 1,
+       rules.shift, {"history": NAME, "index": optional(NAME), "sign": WHOLE, "offset": EXTENT}),
+    Op("scan", "state = body(state, operands...) for each token, kept between steps; gives the "
+       "states, or what `read` makes of each", 1, None, signatures.scan,
+       {"name": NAME, "body": NAME, "given": POSITIONS, "read": optional(NAME),
+        "asked": optional(POSITIONS)}, runs=_runs_scan),
     Op("call", "a child's body", 0, None, signatures.call, {**RAN, "dims": PAIRS},
        runs=_runs_call),
     Op("chain", "x = body(x, extras...) for each number of a loop", 1, None, signatures.chain,

@@ -8,7 +8,21 @@ from dsl import syntax as ast
 from dsl.diagnostics import Span
 from dsl.extents import Extent, ExtentError
 from dsl.scope import Failed, atoms, is_known
-from dsl.typed import At, Axis, Index, Part, Pick, Position, Product, Split, Sub, Sum, Take
+from dsl.shifts import shifted
+from dsl.typed import (
+    At,
+    Axis,
+    Index,
+    Part,
+    Pick,
+    Position,
+    Product,
+    Shift,
+    Split,
+    Sub,
+    Sum,
+    Take,
+)
 
 if TYPE_CHECKING:
     from dsl.equations import Checker
@@ -40,6 +54,8 @@ def taken(sub: Sub) -> list[Axis]:
             return [a for inner in inners for a in taken(inner)]
         case Pick(value=value):
             return list(value.free)
+        case Shift(time=time, index=index):
+            return [time] if index is None else [time, index]
     return []
 
 
@@ -54,6 +70,9 @@ def _sum(checker: Checker, axis: Axis, wanted: Sum, span: Span, declared: Span |
 
 
 def _one(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) -> Sub:
+    shift = shifted(checker, axis, given)
+    if shift is not None:
+        return shift
     match given:
         case ast.Group(items=items) if given.inner is None:
             return _product(checker, axis, items, given.span, declared)

@@ -167,6 +167,16 @@ class ClassWriter:
             self.methods[key] = self._written(graph, name, key[1], note=note)
         return self.methods[key]
 
+    def of_one_token(self, graph: Graph, batched: Iterable[str]) -> Method:
+        """What a scan does at one token."""
+        key = (graph.name, frozenset(batched))
+        if key not in self.methods:
+            definition, *rest = graph.name.removeprefix(f"{self.module.name}.").split(".")
+            name = "_".join(["", *([] if definition == "call" else [definition]), *rest])
+            note = "; one token of every sequence"
+            self.methods[key] = self._written(graph, name, key[1], note=note)
+        return self.methods[key]
+
     def _written(
         self,
         graph: Graph,

@@ -5,10 +5,10 @@ Frequencies of a rotary embedding, say. Parameters are not among them, since the
 
 from __future__ import annotations
 
-from compiler.ir import Graph
+from compiler.ir import Graph, Node
 
 NEVER = frozenset(
-    "input position param state cache call chain apply branch select_rows attention experts".split()
+    "input position param state cache scan call chain apply branch select_rows attention experts".split()
 )
 DYNAMIC = frozenset({"time", "history", "rows"})
 
@@ -25,9 +25,17 @@ def roots(graph: Graph) -> frozenset[str]:
     for node in graph:
         if node.name in fixed and node.type.dims:
             users = graph.users(node.name)
+            if _is_number(graph, node) and all(u.op == "scan" for u in users):
+                continue  # a state of zeros, say: a view of one number costs nothing
             if node.name == graph.output or any(u.name not in fixed for u in users):
                 found.add(node.name)
     return frozenset(found)
+
+
+def _is_number(graph: Graph, node: Node) -> bool:
+    while node.op in ("expand", "cast"):
+        node = graph[node.inputs[0]]
+    return node.op == "constant"
 
 
 def table(graph: Graph, root: str) -> Graph:

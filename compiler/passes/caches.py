@@ -7,7 +7,7 @@ the next step would read the second writing for both. It is part of ``elaborate`
 
 from __future__ import annotations
 
-from compiler.ir import Node, Program
+from compiler.ir import KEPT, Node, Program
 from dsl.diagnostics import Diagnostic, DiagnosticError, Note, Span
 
 Path = tuple[str, ...]
@@ -32,7 +32,7 @@ def _visit(
     written: dict[tuple[Path, str], Span | None],
 ) -> None:
     for node in program.bodies[body]:
-        if node.op == "cache":
+        if node.op in KEPT:
             key = (path, str(node.attrs["name"]))
             if key in written:
                 raise _twice(node, entry, path, call, written[key])

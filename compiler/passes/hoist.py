@@ -25,7 +25,7 @@ from compiler.passes import cse, simplify
 
 SOURCES = frozenset({"constant", "iota", "position"})
 # What reads a body's arguments, parameters or cache; other ops are functions of their operands.
-BOUND = frozenset({"input", "param", "state", "cache", "select_rows"})
+BOUND = frozenset({"input", "param", "state", "cache", "scan", "select_rows"})
 # Attributes that name dims.
 DIM_NAMES = frozenset({"over", "to", "dim", "dims", "part"})
 
@@ -98,7 +98,15 @@ def _invariants(graph: Graph) -> list[str]:
         and node.name != graph.output
         and any(dim.kind == "plain" for dim in node.type.dims)
         and not free.issuperset(graph.nx.successors(node.name))
+        and not _is_number(graph, node)
     ]
+
+
+def _is_number(graph: Graph, node: Node) -> bool:
+    """One number, repeated: it is cheaper to write down than to pass."""
+    while node.op in ("expand", "cast"):
+        node = graph[node.inputs[0]]
+    return node.op == "constant"
 
 
 def _release(graph: Graph, moved: list[str]) -> Graph:

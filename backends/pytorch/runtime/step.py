@@ -79,6 +79,7 @@ class Step:
         self.in_order = position is None  # positions are places in the history
         self._position = position
         self._remembered: dict[object, object] = {}
+        self._after: dict[str, Tensor] = {}  # states after the step, which commit hands the cache
         if last_only and rows is None:
             ends = torch.tensor(self.counts, dtype=torch.int64).cumsum(0) - 1
             rows = ends[torch.tensor(self.counts, dtype=torch.int64) > 0].to(self.device)
@@ -237,10 +238,82 @@ class Step:
             return self.pad(x, axis)
         return self.cache.extend(f"{module.path}.{name}", x, axis, self)
 
+    def before(
+        self, x: Tensor, axis: int, first: int, count: int | None = None, sign: int = 1
+    ) -> Tensor:
+        """A history read some tokens before each of the step; 0 before a sequence's first token.
+
+        Args:
+            x: ``[batch, ..., history, ...]``, the history at ``axis``.
+            first: which token is read, counted from each of the step; not above 0.
+            count: read so many, each ``sign`` after the one before.
+
+        Returns:
+            ``[total, ...]``, with ``count``: ``[total, count, ...]``.
+        """
+        rows = self.index + first
+        sequence = self.sequence
+        if count is not None:
+            rows = rows[:, None] + sign * torch.arange(count, device=self.device)
+            sequence = sequence[:, None]
+        found = x.movedim(axis, 1)[sequence, rows.clamp(min=0)]
+        if min(self.starts, default=0) + first + min(0, sign * ((count or 1) - 1)) >= 0:
+            return found
+        there = (rows >= 0).reshape(*rows.shape, *[1] * (found.ndim - rows.ndim))
+        return torch.where(there, found, 0)
+
+    def scan(
+        self,
+        module: nn.Module,
+        name: str,
+        start: Tensor,
+        body: Callable[..., Tensor],
+        moving: Sequence[Tensor],
+        fixed: Sequence[Tensor] = (),
+        read: Callable[..., Tensor] | None = None,
+        asked: Sequence[Tensor] = (),
+        known: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """A state that is replaced token by token: ``state = body(state, *moving, *fixed)``.
+
+        Each sequence goes on from what ``module`` kept of it, or begins with ``start``; padding
+        does not touch it. The cache keeps the states after the step when it is committed.
+
+        Args:
+            start: ``[...]``, the state before a first token, the same for all sequences.
+            body: one token of every sequence: ``[batch, ...]`` of the state and of each moving one.
+            moving: packed values ``[total, ...]``; ``fixed``: values that are the same for all.
+            read: what is wanted of each state, ``read(state, *asked, *known)``: all of it, unless
+                given. ``asked`` are packed, ``known`` the same for all.
+
+        Returns:
+            packed ``[total, ...]``.
+        """
+        state = start.expand(self.batch, *start.shape)
+        path = f"{module.path}.{name}"
+        if self.cache is not None:
+            state = self.cache.recall(path, state, self)
+        given = [self.pad(x) for x in moving]
+        wanted = [self.pad(x) for x in asked]
+        made: list[Tensor] = []
+        for token in range(self.time):
+            after = body(state, *(x[:, token] for x in given), *fixed)
+            if self.time_valid is not None:
+                there = self.time_valid[:, token].reshape(-1, *[1] * (state.ndim - 1))
+                after = torch.where(there, after, state)
+            state = after
+            if read is not None:
+                made.append(read(state, *(x[:, token] for x in wanted), *known))
+            else:
+                made.append(state)
+        if self.cache is not None:
+            self._after[path] = state.detach()
+        return self.pack(torch.stack(made, 1))
+
     def commit(self) -> None:
         """Let the cache count this step's positions. Call it once, when the step has been run."""
         if self.cache is not None:
-            self.cache.commit(self.slots, self.lengths)
+            self.cache.commit(self.slots, self.lengths, self._after)
 
 
 def _within(x: Tensor, valid: Tensor | None, axis: int, fill: float) -> Tensor:
