@@ -322,7 +322,7 @@ def shift(node: Node, args: list[Named], frame: Frame) -> Named:
     value = args[0].last(a["history"])
     (time,) = (d.name for d in node.type.dims if d.kind == "time")
     rows = torch.arange(step.past, step.past + step.time) + a["offset"].at(frame.sizes)
-    dims = (time,)
+    dims: tuple[str, ...] = (time,)
     if a.get("index"):
         places = torch.arange(frame.size(node.type.dim(a["index"])))
         rows, dims = rows[:, None] + a["sign"] * places, (time, a["index"])

@@ -50,6 +50,8 @@ def define(
             done.append(_equation(checker, equation, decl.result, signature))
         except Failed:
             checker.failed.add(equation.name.text)
+            if equation.kind == "scan":
+                checker.scans.states[equation.name.text] = None
     result = decl.result.name.text
     if not any(e.name.text == result for e in equations):
         if not scope.is_broken(result):

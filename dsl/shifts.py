@@ -51,7 +51,7 @@ def shifted(checker: Checker, axis: Axis, given: ast.Expr) -> Shift | None:
             "E0412",
             f"this is no token before '{time}'",
             given.span,
-            hint=f"tokens before are {time}-1, {time}-i, or {time}+c-n: one index and whole numbers",
+            hint=f"tokens before are {time}-1, {time}-i, {time}+c-n: one index and whole numbers",
         )
     offset = Extent.of(0)
     for sign, e in terms:

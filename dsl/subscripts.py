@@ -132,12 +132,15 @@ def _product(
     span: Span,
     declared: Span | None,
 ) -> Sub:
-    if isinstance(axis, Index) and isinstance(axis.alias, Product):
+    if isinstance(axis, Index) and isinstance(axis.alias, (Product, Sum)):
         axis = axis.alias
     if isinstance(axis, Sum):
-        for part in axis.parts:  # (h, n) of a stack of products
-            if isinstance(part, Product) and len(part.parts) == len(items):
-                return Part(part, _product(checker, part, items, span, declared))
+        # (h, n) of a stack of products: that very one, else the one that has as many parts
+        products = {p: whole for p in axis.parts if (whole := _factors(p, len(items)))}
+        given = [item.span.text.replace(" ", "") for item in items]
+        same = [p for p, whole in products.items() if [str(a) for a in whole] == given]
+        for part in same or list(products)[:1]:
+            return Part(part, _product(checker, part, items, span, declared))
     if isinstance(axis, Product):
         if len(axis.parts) != len(items):
             raise _mismatch(checker, axis, span.text, span, declared)
@@ -148,6 +151,13 @@ def _product(
     if not isinstance(axis, Index) or axis.kind != "plain":
         raise _mismatch(checker, axis, span.text, span, declared)
     return _split(checker, axis, items, span, declared)
+
+
+def _factors(axis: Axis, count: int) -> tuple[Axis, ...]:
+    """The factors of a product, or of an index that stands for one, if it has so many."""
+    if isinstance(axis, Index) and axis.alias is not None:
+        axis = axis.alias
+    return axis.parts if isinstance(axis, Product) and len(axis.parts) == count else ()
 
 
 def _split(

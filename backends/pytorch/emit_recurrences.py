@@ -55,7 +55,9 @@ def _arguments(
 ) -> list[str]:
     """A method for one token, the packed values that it is given, and those it is given whole."""
     graph = body.owner.program.bodies[target]
-    moving, fixed, batched = [], [], [str(graph.inputs[0].attrs["name"])]
+    moving: list[str] = []
+    fixed: list[str] = []
+    batched = [str(graph.inputs[0].attrs["name"])]
     for wanted, position in zip(graph.inputs[1:], positions, strict=True):
         value = values[position]
         if time.name in value.axes:

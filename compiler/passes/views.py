@@ -75,12 +75,8 @@ def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Va
                 text = f"'{dim.name}' runs from 0 to {size - 1}, and this is {at}"
                 raise fail("E0401", text, value.span)
             return lower.view("select", node, [dim.name], [], e.span, dim=dim.name, at=at)
-        case typed.Shift(time=time, index=index, sign=sign):
-            own = [lower.dim(time), *([] if index is None else [lower.dim(index)])]
-            attrs = {"history": dim.name, "sign": sign, "offset": _offset(lower, sub)}
-            if index is not None:
-                attrs["index"] = own[1].name
-            return lower.view("shift", node, [dim.name], own, e.span, **attrs)
+        case typed.Shift():
+            return _shift(lower, node, dim, sub, e)
         case typed.Pick(value=value):
             f32, lower.f32 = lower.f32, False
             index = lower.expr(value)
@@ -97,6 +93,15 @@ def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Va
                 "gather", (node, index), dims, type.dtype, e.span, type.of, dim=dim.name
             )
     raise AssertionError(sub)
+
+
+def _shift(lower: BodyLowering, node: str, dim: Dim, sub: typed.Shift, e: typed.Value) -> str:
+    into = [lower.dim(sub.time)]
+    attrs = {"history": dim.name, "sign": sub.sign, "offset": _offset(lower, sub)}
+    if sub.index is not None:
+        into.append(lower.dim(sub.index))
+        attrs["index"] = into[1].name
+    return lower.view("shift", node, [dim.name], into, e.span, **attrs)
 
 
 def _offset(lower: BodyLowering, shift: typed.Shift) -> Extent:
