@@ -69,6 +69,7 @@ NAMES = Attr("a tuple of names", _all(_is(str)))
 NUMBER = Attr("an int, a float or a bool", _is(int, float, bool))
 WHOLE = Attr("an int", _is(int))
 EXTENT = Attr("an extent", _is(Extent))
+EXTENTS = Attr("a tuple of extents", _all(_is(Extent)))
 DIM = Attr("a dim", _is(Dim))
 DIMS = Attr("a tuple of dims", _all(_is(Dim)))
 PAIRS = Attr("a tuple of (body dim, caller dim) names", _all(_pair))
@@ -276,9 +277,11 @@ _ROWS = [
     Op("concat", "parts stacked along a sum dim", 1, None, rules.concat, {"dim": DIM}),
     Op("stack", "values stacked along a new dim", 1, None, rules.stack, {"dim": DIM}),
 
-    Op("cache", "appended along time, read along history", 1, 1, rules.cache, {"name": NAME}),
+    Op("cache", "appended along time, read along history", 1, 1, rules.cache,
+       {"name": NAME, "last": optional(EXTENTS)}),
     Op("shift", "a history read some tokens before each of the step; 0 before the first", 1, 1,
-       rules.shift, {"history": NAME, "index": optional(NAME), "sign": WHOLE, "offset": EXTENT}),
+       rules.shift, {"history": NAME, "index": optional(NAME), "sign": WHOLE, "offset": EXTENT,
+        "last": optional(EXTENTS)}),
     Op("scan", "state = body(state, operands...) for each token, kept between steps; gives the "
        "states, or what `read` makes of each", 1, None, signatures.scan,
        {"name": NAME, "body": NAME, "given": POSITIONS, "read": optional(NAME),

@@ -24,9 +24,18 @@ def shift(body: Body, node: Node) -> Value:
         axes.append(a["index"])
         if a["sign"] < 0:
             given.append("-1")
+    given += [f"kept={text}" for text in kept(body, node)]
     rest = [name for name in value.axes if name not in (BATCH, a["history"])]
     text = call(f"{body.runtime_step}.before", *given)
     return Value(text, (*axes, *rest), value.dtype)
+
+
+def kept(body: Body, node: Node) -> list[str]:
+    """How many tokens before a step a bounded cache keeps, as an argument; none if all."""
+    if node.attrs.get("last") is None:
+        return []
+    each = [str(body.owner.extent(extent)) for extent in node.attrs["last"]]
+    return [each[0] if len(each) == 1 else f"max({', '.join(each)})"]
 
 
 def scan(body: Body, node: Node) -> Value:

@@ -49,7 +49,8 @@ def scan(lower: BodyLowering, e: typed.Equation, after: str) -> str:
     inside = _between(lower.builder, state, after)
     operands = dict.fromkeys(
         i
-        for n in inside
+        for n in lower.builder.nodes  # in the order of the source
+        if n in inside
         for i in lower.builder[n].inputs
         if i not in inside and lower.builder[i].op not in COPIED
     )

@@ -238,8 +238,39 @@ class Step:
             return self.pad(x, axis)
         return self.cache.extend(f"{module.path}.{name}", x, axis, self)
 
+    def recent(self, module: nn.Module, name: str, x: Tensor, kept: int, axis: int = 0) -> Tensor:
+        """A packed value with the last ``kept`` of each sequence before it: all that a shift reads.
+
+        Returns:
+            ``[batch, ..., kept + time, ...]``, zeros where a sequence had fewer. The cache keeps
+            the last ones after the step when it is committed.
+        """
+        now = self.pad(x, axis)
+        shape = list(now.shape)
+        shape[axis + 1] = kept
+        before = now.new_zeros(shape)
+        path = f"{module.path}.{name}"
+        if self.cache is None:
+            return torch.cat([before, now], axis + 1)
+        window = torch.cat([self.cache.recall(path, before, self), now], axis + 1)
+        if self.even:
+            after = window.narrow(axis + 1, self.time, kept)
+        else:
+            counts = torch.tensor(self.counts, dtype=torch.int64)
+            rows = (counts[:, None] + torch.arange(kept)).to(self.device)
+            sequences = torch.arange(self.batch, device=self.device)[:, None]
+            after = window.movedim(axis + 1, 1)[sequences, rows].movedim(1, axis + 1)
+        self._after[path] = after.detach()
+        return window
+
     def before(
-        self, x: Tensor, axis: int, first: int, count: int | None = None, sign: int = 1
+        self,
+        x: Tensor,
+        axis: int,
+        first: int,
+        count: int | None = None,
+        sign: int = 1,
+        kept: int | None = None,
     ) -> Tensor:
         """A history read some tokens before each of the step; 0 before a sequence's first token.
 
@@ -247,17 +278,21 @@ class Step:
             x: ``[batch, ..., history, ...]``, the history at ``axis``.
             first: which token is read, counted from each of the step; not above 0.
             count: read so many, each ``sign`` after the one before.
+            kept: ``x`` is what ``recent`` gives, ``[batch, ..., kept + time, ...]``.
 
         Returns:
             ``[total, ...]``, with ``count``: ``[total, count, ...]``.
         """
-        rows = self.index + first
+        rows = (self.index if kept is None else self.offset + kept) + first
         sequence = self.sequence
         if count is not None:
             rows = rows[:, None] + sign * torch.arange(count, device=self.device)
             sequence = sequence[:, None]
         found = x.movedim(axis, 1)[sequence, rows.clamp(min=0)]
-        if min(self.starts, default=0) + first + min(0, sign * ((count or 1) - 1)) >= 0:
+        if (
+            kept is not None
+            or min(self.starts, default=0) + first + min(0, sign * ((count or 1) - 1)) >= 0
+        ):
             return found
         there = (rows >= 0).reshape(*rows.shape, *[1] * (found.ndim - rows.ndim))
         return torch.where(there, found, 0)
