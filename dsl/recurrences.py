@@ -166,7 +166,7 @@ def belongs(checker: Checker, e: ast.Equation, value: Expr, result: str) -> None
             hint="one scan may hold both, as parts of a sum: "
             "scan c[t,n|j] = concat[n|j](...) from 0",
         )
-    if e.kind == "cached" or name == result:
+    if e.kind == "cached" or (name == result and e.kind != "scan"):
         what = "is cached" if e.kind == "cached" else "is the result"
         raise checker.error(
             "E0512",

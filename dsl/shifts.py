@@ -40,8 +40,8 @@ def shifted(checker: Checker, axis: Axis, given: ast.Expr) -> Shift | None:
             "E0412",
             f"only what is kept can be read at another token than '{time}'",
             given.span,
-            hint=f"what was before is cached, along index s : history {time}: "
-            f"cached u[s,...] = ..., and then u[{given.span.text},...]\n"
+            hint=f"what was before is cached along index s : history {time}, and read so:\n"
+            f"cached u[s,...] = ..., and then u[{time}-1,...]\n"
             f"what is ahead is an input: def main(token[{time}] of w, "
             f"after[{time}] = token[{time} + 1])",
         )

@@ -280,7 +280,8 @@ def _mismatch(
         if (kind, index.kind) == ("time", "history"):
             hint = f"what is read along a history is cached first: cached name[{index},...] = ..."
         elif (kind, index.kind) == ("history", "time"):
-            hint = f"what is cached is read along its history: name[{axis},...]"
+            hint = f"what is cached is read along its history, name[{axis},...], or before: "
+            hint += f"name[{index}-1,...]"
         elif isinstance(axis, Index) and kind == index.kind == "plain":
             hint = (
                 f"'{index}' has extent {index.extent}, and '{axis}' has {axis.extent}: "
