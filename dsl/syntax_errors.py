@@ -296,7 +296,9 @@ def _hint(place: Place, error: UnexpectedToken, expected: set[str]) -> str:
     if token.type == "NAME" and "DEF" in expected:
         return "equations stand in a def: def (x[d]) -> y[d] { ... }"
     if token.type in ("NAME", "LBRACE") and len(before) > 2 and before not in KEYWORDS:
-        return near(before, [*DECLARATIONS, "let", "cached", "scan", "param", "state", "use", "def"])
+        return near(
+            before, [*DECLARATIONS, "let", "cached", "scan", "param", "state", "use", "def"]
+        )
     return ""
 
 
