@@ -49,8 +49,8 @@ QWEN3 = {
     "max_position_embeddings": 40960,
 }  # fmt: skip
 QWEN3_NEXT = {
-    "architecture": Qwen3NextConfig, "vocab_size": 151936, "num_key_value_heads": 2, "head_dim": 256,
-    "num_experts": 512, "num_experts_per_tok": 10, "norm_topk_prob": True,
+    "architecture": Qwen3NextConfig, "vocab_size": 151936, "num_key_value_heads": 2,
+    "head_dim": 256, "num_experts": 512, "num_experts_per_tok": 10, "norm_topk_prob": True,
     "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "rope_theta": 10000000,
     "partial_rotary_factor": 0.25, "rope_scaling": None, "rms_norm_eps": 1e-6,
     "full_attention_interval": 4, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,

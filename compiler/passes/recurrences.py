@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import networkx as nx
+
 from compiler.ir import Dim, Node, Type
 from compiler.passes.build import Builder
+from compiler.rules import product
 from dsl import typed
 from dsl.instances import fail
 
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 BEFORE = "before"  # stands for the state while the equation is lowered: no op of the IR
 COPIED = ("constant", "iota")
+# What may be computed again for each token.
+ELEMENTWISE = frozenset("map cast expand rename part select flatten unflatten stack concat".split())
+INSIDE, OUTSIDE = "inside", "outside"
 
 
 def before(lower: BodyLowering, e: typed.Value) -> str:
@@ -47,6 +53,7 @@ def scan(lower: BodyLowering, e: typed.Equation, after: str) -> str:
     time = next(d for d in type.dims if d.kind == "time")
     after = lower.ordered(lower.cast(after, type.dtype, e.span), type.dims)
     inside = _between(lower.builder, state, after)
+    inside |= _cheaper(lower, inside, state, time)
     operands = dict.fromkeys(
         i
         for n in lower.builder.nodes  # in the order of the source
@@ -76,6 +83,38 @@ def _between(builder: Builder, state: str, after: str) -> set[str]:
             needed.add(name)
             todo += builder[name].inputs
     return needed
+
+
+def _cheaper(lower: BodyLowering, inside: set[str], state: str, time: Dim) -> set[str]:
+    """What is computed token by token too, though no state decides it, so that the operands of all
+    tokens take as little memory as they can: the product of a key and a value is as large as the
+    state, and its factors are not. Where it makes no difference, all tokens are done at once.
+    """
+    builder, sizes = lower.builder, lower.elaborator.instances.sizes
+    flow: nx.DiGraph[Any] = nx.DiGraph()
+    todo = list(dict.fromkeys(i for n in inside for i in builder[n].inputs if i not in inside))
+    for name in todo:
+        flow.add_edge(INSIDE, (name, "read"))
+    seen = set(todo)
+    while todo:
+        name = todo.pop()
+        node = builder[name]
+        volume = product(d for d in node.type.dims if d.kind != "time").at(sizes)
+        moves = time in node.type.dims
+        flow.add_edge((name, "read"), (name, "made"), capacity=volume if moves else 0)
+        if not moves or node.op not in ELEMENTWISE or node.label is not None or node.rounds:
+            flow.add_edge((name, "made"), OUTSIDE)
+            continue
+        for operand in node.inputs:
+            flow.add_edge((name, "made"), (operand, "read"))
+            if operand not in seen:
+                seen.add(operand)
+                todo.append(operand)
+    if INSIDE not in flow or OUTSIDE not in flow:
+        return set()
+    # Of several cuts, networkx gives the one nearest to where it is told to arrive.
+    _, (_, near) = nx.minimum_cut(flow.reverse(), OUTSIDE, INSIDE)
+    return {name for name in seen if (name, "made") in near and builder[name].op not in COPIED}
 
 
 def _body(
