@@ -285,7 +285,7 @@ _ROWS = [
     Op("scan", "state = body(state, operands...) for each token, kept between steps; gives the "
        "states, or what `read` makes of each", 1, None, signatures.scan,
        {"name": NAME, "body": NAME, "given": POSITIONS, "read": optional(NAME),
-        "asked": optional(POSITIONS)}, runs=_runs_scan),
+        "asked": optional(POSITIONS), "linear": optional(NAMES)}, runs=_runs_scan),
     Op("call", "a child's body", 0, None, signatures.call, {**RAN, "dims": PAIRS},
        runs=_runs_call),
     Op("chain", "x = body(x, extras...) for each number of a loop", 1, None, signatures.chain,

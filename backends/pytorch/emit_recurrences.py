@@ -49,6 +49,7 @@ def scan(body: Body, node: Node) -> Value:
     if a.get("read"):
         given += _arguments(body, node, a["read"], values, a["asked"], time, ("asked", "known"))
         result = body.owner.program.bodies[a["read"]].result.type.names
+        given += ["linear=True"] * ("linear" in a)
     text = call(f"{body.runtime_step}.scan", "self", *given)
     return Value(text, (time.name, *result), node.type.dtype)
 

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from backends.pytorch.runtime.cache import Cache
+from backends.pytorch.runtime.recurrence import chunks
 
 T = TypeVar("T")
+FEW = 4  # tokens that are computed one by one in a linear recurrence too
 MOST_REMEMBERED = 1 << 24  # pairs of a token and a position of its history
 
 
@@ -308,6 +310,7 @@ class Step:
         read: Callable[..., Tensor] | None = None,
         asked: Sequence[Tensor] = (),
         known: Sequence[Tensor] = (),
+        linear: bool = False,
     ) -> Tensor:
         """A state that is replaced token by token: ``state = body(state, *moving, *fixed)``.
 
@@ -320,6 +323,8 @@ class Step:
             moving: packed values ``[total, ...]``; ``fixed``: values that are the same for all.
             read: what is wanted of each state, ``read(state, *asked, *known)``: all of it, unless
                 given. ``asked`` are packed, ``known`` the same for all.
+            linear: ``moving`` are scale, write, value and read of a linear recurrence, ``asked`` is
+                its query (``compiler/passes/linear.py``): many tokens may be computed at once.
 
         Returns:
             packed ``[total, ...]``.
@@ -330,6 +335,11 @@ class Step:
             state = self.cache.recall(path, state, self)
         given = [self.pad(x) for x in moving]
         wanted = [self.pad(x) for x in asked]
+        if linear and self.time > FEW:
+            result, state = self._in_chunks(state, given, wanted)
+            if self.cache is not None:
+                self._after[path] = state.detach()
+            return self.pack(result)
         made: list[Tensor] = []
         for token in range(self.time):
             after = body(state, *(x[:, token] for x in given), *fixed)
@@ -344,6 +354,20 @@ class Step:
         if self.cache is not None:
             self._after[path] = state.detach()
         return self.pack(torch.stack(made, 1))
+
+    @staticmethod
+    def _still(x: Tensor, valid: Tensor, fill: float) -> Tensor:
+        return torch.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, fill)
+
+    def _in_chunks(
+        self, state: Tensor, given: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """A linear recurrence over the step's tokens; padding scales by 1 and writes nothing."""
+        scale, write, value, *read = given
+        if self.time_valid is not None:
+            scale = self._still(scale, self.time_valid, 1.0)
+            write = self._still(write, self.time_valid, 0.0)
+        return chunks(state, scale, write, value, read[0] if read else None, wanted[0])
 
     def commit(self) -> None:
         """Let the cache count this step's positions. Call it once, when the step has been run."""
