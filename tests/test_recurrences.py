@@ -1,8 +1,8 @@
 """Recurrences of other papers, each a block of equations, beside a loop in plain torch.
 
-Nothing is built for any of them: gated linear attention, a decay that is a constant, a diagonal
-state-space model, a recurrent network with a matrix in its loop, and an LSTM whose one state holds
-two vectors.
+Nothing is built for any of them: gated linear attention, a decay that is a constant, the delta
+rule, a diagonal state-space model, a recurrent network with a matrix in its loop, and an LSTM whose
+one state holds two vectors.
 """
 
 import json
@@ -68,6 +68,27 @@ block Mix[d] {
     let rate[h] = 1 - 2.0 ^ (-5 - h)
     scan S[t,h,n,v] = rate[h] * S[t-1,h,n,v] + k[t,h,n] * val[t,h,v] from 0
     y[t,d]     = x[t,d] + W_o[d,(h,v)] * q[t,h,n] * S[t,h,n,v]
+  }
+}
+"""
+DELTA = """
+# Schlag et al. 2021 (arXiv:2102.11174), equation 24: a value is replaced by another.
+block Mix[d] {
+  index n : 4, i : 4, v : 5
+  param W_q[n, d]
+  param W_k[n, d]
+  param W_v[v, d]
+  param w_b[d]
+  param W_o[d, v]
+  def (x[t,d]) -> y[t,d] {
+    let q[t,n]: f32   = W_q[n,d] * x[t,d]
+    let long[t,n]: f32 = W_k[n,d] * x[t,d]
+    let k[t,n]: f32   = long[t,n] / (sum[n](abs(long[t,n])) + 0.1)
+    let val[t,v]: f32 = W_v[v,d] * x[t,d]
+    let b[t]: f32     = sigmoid(w_b[d] * x[t,d])
+    scan S[t,v,n] = S[t-1,v,n] - b[t] * (k[t,i] * S[t-1,v,i] - val[t,v]) * k[t,n] from 0
+    o[t,v] = q[t,n] * S[t,v,n]
+    y[t,d] = x[t,d] + W_o[d,v] * o[t,v]
   }
 }
 """
@@ -144,6 +165,16 @@ def retention(w, x):
     return x + torch.einsum("hts,shv->thv", scores, v).flatten(1) @ w["W_o"].T
 
 
+def delta(w, x):
+    q, k, v, b = x @ w["W_q"].T, x @ w["W_k"].T, x @ w["W_v"].T, (x @ w["w_b"]).sigmoid()
+    k = k / (k.abs().sum(-1, keepdim=True) + 0.1)
+    S, out = torch.zeros(5, 4), []
+    for t in range(len(x)):
+        S = S + b[t] * torch.outer(v[t] - S @ k[t], k[t])
+        out.append(S @ q[t])
+    return x + torch.stack(out) @ w["W_o"].T
+
+
 def state_space(w, x):
     b, c, dt = x @ w["W_b"].T, x @ w["W_c"].T, torch.nn.functional.softplus(w["W_dt"] * x)
     H, out = torch.zeros(x.shape[1], 4), []
@@ -175,6 +206,7 @@ def lstm(w, x):
 BLOCKS = {
     "gated": (GATED, gated),
     "retention": (RETENTION, retention),
+    "delta": (DELTA, delta),
     "state_space": (STATE_SPACE, state_space),
     "elman": (ELMAN, elman),
     "lstm": (LSTM, lstm),
@@ -190,6 +222,7 @@ class Case:
         self.model = dslc.load(str(folder / name), seed=3)
         generator = torch.Generator().manual_seed(5)
         self.sequences = [torch.randint(31, (n,), generator=generator) for n in (13, 5, 8)]
+        self.long = torch.randint(31, (147,), generator=generator)
 
     @torch.no_grad()
     def expected(self, tokens):
@@ -215,6 +248,14 @@ def test_a_sequence_and_a_ragged_batch(case):
     logits = case.model(tokens, torch.tensor([13, 5, 8]))
     for row, wanted in zip(logits, expected, strict=True):
         assert_equal(row[: len(wanted)], wanted)
+
+
+def test_a_long_sequence(case):
+    """Of several chunks, where many tokens are computed at once."""
+    assert_equal(case.model(case.long[None])[0], case.expected(case.long))
+    cache = case.model.new_cache(1)
+    rows = [case.model(part[None], cache=cache)[0] for part in case.long.split(70)]
+    assert_equal(torch.cat(rows), case.expected(case.long))
 
 
 def test_steps_of_any_length_and_sequences_that_sit_out(case):
@@ -336,3 +377,11 @@ def test_states_of_all_tokens_are_not_stored(case):
     reads = scan.attrs.get("read")
     assert (volume(scan.type) < volume(state)) == bool(reads)
     assert bool(reads) == (case.layer is not elman or volume(state) > 6)
+
+
+def test_linear_recurrences_are_recognised_by_their_form(case):
+    """Those that add one product of two vectors, and are read along the dim of one of them."""
+    program = compile_model(str(case.path)).program
+    [scan] = [n for g in program.bodies.values() for n in g if n.op == "scan"]
+    expected = {gated: ("n", "v"), delta: ("n", "v")}  # retention is read and projected at once
+    assert scan.attrs.get("linear") == expected.get(case.layer)

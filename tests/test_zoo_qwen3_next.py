@@ -1,8 +1,10 @@
 """models/qwen3_next.arch is transformers' Qwen3-Next: gated delta rule and gated attention."""
 
+import torch
 from transformers import Qwen3NextConfig
 
-from oracle.families import Family
+from oracle.compare import assert_equal
+from oracle.families import Case, Family
 from oracle.feeding import *  # noqa: F403
 
 FAMILY = Family(
@@ -47,3 +49,13 @@ CASES = {
     "tied": {"tie_word_embeddings": True, "linear_conv_kernel_dim": 1, "form": "v5"},
 }
 case = FAMILY.fixture(CASES)
+
+
+def test_several_chunks_of_the_recurrence(tmp_path):
+    case = Case(FAMILY, tmp_path, CASES["published"])
+    [tokens] = case.prompts(150)
+    [expected] = case.reference.logits([tokens])
+    cache = case.model.new_cache(1, capacity=150)
+    rows = [case.model(part[None], cache=cache)[0] for part in tokens.split([70, 1, 79])]
+    assert_equal(torch.cat(rows), expected)
+    assert_equal(case.model(tokens[None])[0], expected)
