@@ -336,7 +336,10 @@ def shift(node: Node, args: list[Named], frame: Frame) -> Named:
 def scan(node: Node, args: list[Named], frame: Frame) -> Named:
     a = node.attrs
     (time,) = (d.name for d in node.type.dims if d.kind == "time")
-    state = frame.recalled(a["name"], args[0])
+    before = frame.scope.body(a["body"]).inputs[0].type
+    shape = [frame.size(d) for d in before.dims]
+    start = args[0].to(before.names) if args[0].dims else args[0].tensor
+    state = frame.recalled(a["name"], Named(start.expand(shape), before.names))
     made: list[Named] = []
     traces: list[dict[str, Tensor]] = []
     for token in range(frame.step.time):
@@ -344,10 +347,10 @@ def scan(node: Node, args: list[Named], frame: Frame) -> Named:
         inside = frame.traced_alone()
         traces.append(inside.step.trace or {})
         given = [here[i] for i in a["given"]]
-        state = inside.run(a["body"], [Named(state.to(args[0].dims), args[0].dims), *given])
+        state = inside.run(a["body"], [state, *given])
         read = a.get("read")
         made.append(inside.run(read, [state, *(here[i] for i in a["asked"])]) if read else state)
-    frame.keep(a["name"], Named(state.to(args[0].dims), args[0].dims), traces)
+    frame.keep(a["name"], state, traces)
     dims = made[0].dims
     return Named(torch.stack([value.to(dims) for value in made]), (time, *dims))
 

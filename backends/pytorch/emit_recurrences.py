@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit_text import call
+from backends.pytorch.emit_text import call, method
 from backends.pytorch.emit_values import BATCH, EmitError, Value, permuted
 from compiler.ir import Dim, Node
 
@@ -40,10 +40,19 @@ def kept(body: Body, node: Node) -> list[str]:
 
 def scan(body: Body, node: Node) -> Value:
     a, time = node.attrs, _time(node)
-    values = [body.tensor(v) for v in body.operands(node)]
+    start, *rest = body.operands(node)
+    values = [start, *(body.tensor(v) for v in rest)]
     graph = body.owner.program.bodies[a["body"]]
     state = graph.inputs[0].type.names
-    given = [f'"{a["name"]}"', str(permuted(values[0], state))]
+    shape = body.shape(graph.inputs[0].type.dims, inferred=False)
+    begins = permuted(start, state).text
+    if start.number is not None:  # one for all of the state
+        like, dtype = body.like(), graph.inputs[0].type.dtype
+        given = [f"dtype={'torch.float32' if dtype == 'f32' else f'{like}.dtype'}"]
+        begins = call("torch.full", shape, str(begins), *given, f"device={like}.device")
+    elif not start.axes:
+        begins = method(begins, "expand", shape)
+    given = [f'"{a["name"]}"', str(begins)]
     given += _arguments(body, node, a["body"], values, a["given"], time, ("", "fixed"))
     result = state
     if a.get("read"):

@@ -5,7 +5,7 @@ Frequencies of a rotary embedding, say. Parameters are not among them, since the
 
 from __future__ import annotations
 
-from compiler.ir import Graph, Node
+from compiler.ir import Graph
 
 NEVER = frozenset(
     "input position param state cache scan call chain apply branch select_rows attention "
@@ -26,17 +26,9 @@ def roots(graph: Graph) -> frozenset[str]:
     for node in graph:
         if node.name in fixed and node.type.dims:
             users = graph.users(node.name)
-            if _is_number(graph, node) and all(u.op == "scan" for u in users):
-                continue  # a state of zeros, say: a view of one number costs nothing
             if node.name == graph.output or any(u.name not in fixed for u in users):
                 found.add(node.name)
     return frozenset(found)
-
-
-def _is_number(graph: Graph, node: Node) -> bool:
-    while node.op in ("expand", "cast"):
-        node = graph[node.inputs[0]]
-    return node.op == "constant"
 
 
 def table(graph: Graph, root: str) -> Graph:

@@ -98,15 +98,7 @@ def _invariants(graph: Graph) -> list[str]:
         and node.name != graph.output
         and any(dim.kind == "plain" for dim in node.type.dims)
         and not free.issuperset(graph.nx.successors(node.name))
-        and not _is_number(graph, node)
     ]
-
-
-def _is_number(graph: Graph, node: Node) -> bool:
-    """One number, repeated: it is cheaper to write down than to pass."""
-    while node.op in ("expand", "cast"):
-        node = graph[node.inputs[0]]
-    return node.op == "constant"
 
 
 def _release(graph: Graph, moved: list[str]) -> Graph:

@@ -176,10 +176,12 @@ def _without(dims: tuple[Any, ...], time: Dim) -> tuple[Any, ...]:
 
 
 def _start(lower: BodyLowering, e: typed.Equation, type: Type) -> str:
-    """What the scan begins with, along all dims of the state."""
+    """What the scan begins with: one number, or a value along all dims of the state."""
     assert e.start is not None
     node = lower.as_float(lower.expr(e.start), type.dtype, e.start.span)
     missing = tuple(d for d in type.dims if d.name not in lower.type(node).names)
+    if len(missing) == len(type.dims):
+        return node
     if missing:
         dims = (*missing, *lower.type(node).dims)
         node = lower.emit("expand", (node,), dims, type.dtype, e.start.span, dims=missing)
