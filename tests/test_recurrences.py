@@ -385,3 +385,19 @@ def test_linear_recurrences_are_recognised_by_their_form(case):
     [scan] = [n for g in program.bodies.values() for n in g if n.op == "scan"]
     expected = {gated: ("n", "v"), delta: ("n", "v")}  # retention is read and projected at once
     assert scan.attrs.get("linear") == expected.get(case.layer)
+
+
+def test_a_block_with_a_state_runs_once_in_a_step(tmp_path):
+    text = MODEL.format(block=ELMAN).replace("chain[l](layer, embed", "twice(layer, embed")
+    text = text.replace("layer[l] = Mix[d]", "layer = Mix[d]")
+    text = text.replace("twice(layer, embed[token[t], d])", "layer(layer(embed[token[t], d]))")
+    (tmp_path / "twice.arch").write_text(text)
+    with pytest.raises(dslc.DiagnosticError) as error:
+        dslc.compile(str(tmp_path / "twice.arch"))
+    first, *_, last = str(error.value).splitlines()
+    assert first == (
+        "error[E0506]: 'layer' runs twice in one step of 'main', and keeps 'H' each time"
+    )
+    assert last.strip() == (
+        "hint: what is kept belongs to one use: use the block once for each time it runs"
+    )

@@ -47,19 +47,24 @@ def _visit(
 def _twice(
     cache: Node, entry: str, path: Path, call: Node | None, first: Span | None
 ) -> DiagnosticError:
-    name = cache.attrs["name"]
-    notes = [Note(cache.span, "cached here")] if cache.span is not None else []
+    name, keeps = cache.attrs["name"], "caches" if cache.op == "cache" else "keeps"
+    notes = (
+        [Note(cache.span, "cached here" if keeps == "caches" else "kept here")]
+        if cache.span is not None
+        else []
+    )
     if first is not None:
         notes.insert(0, Note(first, "it runs here first"))
     return DiagnosticError(
         [
             Diagnostic(
                 "E0506",
-                f"'{'.'.join(path)}' runs twice in one step of '{entry}', and caches '{name}' "
+                f"'{'.'.join(path)}' runs twice in one step of '{entry}', and {keeps} '{name}' "
                 "each time",
                 call.span if call is not None else cache.span,
                 notes=tuple(notes),
-                hint="what is cached belongs to one use: use the block once for each time it runs",
+                hint=f"what is {'cached' if keeps == 'caches' else 'kept'} belongs to one use: "
+                "use the block once for each time it runs",
             )
         ]
     )
