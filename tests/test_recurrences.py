@@ -383,7 +383,7 @@ def test_linear_recurrences_are_recognised_by_their_form(case):
     """Those that add one product of two vectors, and are read along the dim of one of them."""
     program = compile_model(str(case.path)).program
     [scan] = [n for g in program.bodies.values() for n in g if n.op == "scan"]
-    expected = {gated: ("n", "v"), delta: ("n", "v")}  # retention is read and projected at once
+    expected = dict.fromkeys((gated, retention, delta), ("n", "v"))
     assert scan.attrs.get("linear") == expected.get(case.layer)
 
 

@@ -49,6 +49,7 @@ class Form:
     holds: Dim
     summed: str  # what ``along`` is called where the state is read
     negative: bool  # what is written is taken away
+    dot: str  # the node of ``read`` that is the product of query and state
 
 
 def run(program: Program) -> Program:
@@ -121,7 +122,7 @@ def _form(body: Graph, read: Graph) -> Form:
     for term in _sum(body, body.output, depends):
         (scaled if term.core == state.name else update).append(term)
     _need(len(scaled) == len(update) == 1 and scaled[0].sign == 1)
-    query, along = _query(read)
+    dot, query, along = _query(read)
     write, value, reads, summed = list(update[0].factors), list[str](), None, along
     sign = update[0].sign
     if update[0].core is not None:
@@ -154,6 +155,7 @@ def _form(body: Graph, read: Graph) -> Form:
         state.type.dim(holds),
         summed,
         sign < 0,
+        dot.name,
     )
 
 
@@ -188,20 +190,18 @@ def _factors(graph: Graph, name: str, depends: set[str]) -> list[str]:
     return found.factors
 
 
-def _query(read: Graph) -> tuple[list[str], str]:
-    """The factors of the vector that a state is read with, and the dim that is summed."""
-    depends, node = _depending(read), read.result
-    if node.op == "cast":
-        node = read[node.inputs[0]]
-    whole = _product(read, node.name, depends)
-    _need(whole.core is not None and whole.sign == 1)
-    assert whole.core is not None
-    dot = read[whole.core]
-    _need(dot.op == "contract" and len(dot.attrs["over"]) == 1 and not rounds(dot))
+def _query(read: Graph) -> tuple[Node, list[str], str]:
+    """The product that alone reads a state, the factors of the vector it is read with, and the dim
+    that is summed. What is made of that product needs no state."""
     state = read.inputs[0].name
-    _need([i for i in dot.inputs if i in depends] == [state])
-    factors = [f for i in dot.inputs if i != state for f in _factors(read, i, depends)]
-    return [*factors, *whole.factors], dot.attrs["over"][0]
+    readers = read.users(state)
+    _need(len(readers) == 1)
+    (dot,) = readers
+    _need(dot.op == "contract" and len(dot.attrs["over"]) == 1 and not rounds(dot))
+    _need(dot.inputs.count(state) == 1)
+    none: set[str] = set()
+    factors = [f for i in dot.inputs if i != state for f in _factors(read, i, none)]
+    return dot, factors, dot.attrs["over"][0]
 
 
 # -- putting together ------------------------------------------------------------------------------
@@ -243,8 +243,23 @@ class _Writer:
             attrs = {**a, "given": places, "asked": (len(inputs) + 1,)}
             attrs["linear"] = (form.along.name, form.holds.name)
             start = self.made.to[self.scan.inputs[0]]
-            new = node.with_(inputs=(start, *inputs, query), attrs=attrs)
-            self.made.replace(node.name, self.made.new.add(new).name)
+            name = self.made.new.fresh(f"{node.name}_read")
+            type = Type("f32", (self.time, *self.values.dims))
+            new = Node(name, "scan", (start, *inputs, query), type, attrs, node.span)
+            asked[form.dot] = self.made.new.add(new).name
+            # What is made of the product is made of all tokens' at once.
+            last = self.made.new[self._lifted(self.old_read, self.old_read.output, asked)]
+            final = last.with_(
+                name=self.made.new.fresh(node.name),
+                op="cast",
+                inputs=(last.name,),
+                type=node.type,
+                attrs={},
+                label=node.label,
+                rounds=node.rounds,
+                span=node.span,
+            )
+            self.made.replace(node.name, self.made.new.add(final).name)
         return self.made.done()
 
     def _operands(self, body: Graph, positions: tuple[int, ...]) -> dict[str, str]:
@@ -338,10 +353,7 @@ class _Writer:
         graph.add(Node("query", "input", (), self.key, {"name": "query"}, self.scan.span))
         over = {"over": (form.along.name,)}
         graph.add(Node("found", "contract", ("query", "state"), self.values, over, self.scan.span))
-        graph.output, wanted = "found", self.old_read.result.type
-        if wanted.dtype != "f32":
-            type = Type(wanted.dtype, self.values.dims)
-            graph.output = graph.add(Node("result", "cast", ("found",), type)).name
+        graph.output = "found"
         return graph
 
     def _node(self, graph: Graph, name: str, inputs: tuple[str, ...], type: Type, fn: str) -> str:
