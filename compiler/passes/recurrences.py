@@ -178,7 +178,9 @@ def _without(dims: tuple[Any, ...], time: Dim) -> tuple[Any, ...]:
 def _start(lower: BodyLowering, e: typed.Equation, type: Type) -> str:
     """What the scan begins with: one number, or a value along all dims of the state."""
     assert e.start is not None
-    node = lower.as_float(lower.expr(e.start), type.dtype, e.start.span)
+    node = lower.expr(e.start)
+    if lower.type(node).dtype != type.dtype:
+        node = lower.emit("cast", (node,), lower.type(node).dims, type.dtype, e.start.span)
     missing = tuple(d for d in type.dims if d.name not in lower.type(node).names)
     if len(missing) == len(type.dims):
         return node
