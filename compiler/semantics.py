@@ -345,7 +345,8 @@ def scan(node: Node, args: list[Named], frame: Frame) -> Named:
     for token in range(frame.step.time):
         here = [_token(value, time, token) for value in args]
         inside = frame.traced_alone()
-        traces.append(inside.step.trace or {})
+        if inside.step.trace is not None:
+            traces.append(inside.step.trace)
         given = [here[i] for i in a["given"]]
         state = inside.run(a["body"], [state, *given])
         read = a.get("read")

@@ -319,6 +319,9 @@ def test_the_interpreter_agrees_with_its_states_along_time(case):
     interpreter.run("main", {"token": tokens}, trace=trace)
     traced = [k for k in trace if k.startswith("layer[0]")]
     assert all(len(trace[k]) == 13 for k in traced if not k.endswith("rate"))
+    if case.layer is lstm:  # what belongs to the scan is traced like the rest
+        cell, out = trace["layer[0].new"], trace["layer[0].out"]
+        assert torch.equal(trace["layer[0].S"], torch.cat([cell, out], -1))
 
 
 def _stored(model, row):

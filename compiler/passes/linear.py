@@ -14,6 +14,7 @@ Everything that a token brings is computed for all tokens at once. It is part of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -54,9 +55,15 @@ class Form:
 
 def run(program: Program) -> Program:
     bodies = dict(program.bodies)
+    # Bodies that became one (passes/cse.py) are written anew only if all who run them agree.
+    scans = [n for graph in program.bodies.values() for n in graph if n.op == "scan"]
+    reads = {(n.attrs["body"], n.attrs.get("read")) for n in scans}
+    counts = Counter(name for pair in reads for name in pair)
     for name, graph in program.bodies.items():
         for scan in [n for n in graph if n.op == "scan" and n.attrs.get("read")]:
             body, read = program.bodies[scan.attrs["body"]], program.bodies[scan.attrs["read"]]
+            if counts[body.name] > 1 or counts[read.name] > 1:
+                continue
             try:
                 form = _form(body, read)
             except NotLinear:
@@ -141,6 +148,7 @@ def _form(body: Graph, read: Graph) -> Form:
     if reads is not None:
         held -= dims(reads)
     _need(len(held) == 1 and along in dims(write) and along not in dims(value))
+    _need(reads is None or summed == along or along not in dims(reads))
     (holds,) = held
     _need(holds in dims(value))
     used = dims([*scaled[0].factors, *write, *value, *(reads or ())]) - {summed}
@@ -170,7 +178,7 @@ def _correction(
     _need(len(values) == len(reads) == 1 and values[0].sign == -reads[0].sign)
     assert reads[0].core is not None
     dot = body[reads[0].core]
-    _need(dot.op == "contract" and len(dot.attrs["over"]) == 1 and not rounds(dot))
+    _need(dot.op == "contract" and len(dot.attrs["over"]) == 1 and dot.type.dtype == "f32")
     (summed,) = dot.attrs["over"]
     inside = [i for i in dot.inputs if i in depends]
     _need(len(inside) == 1)
@@ -197,7 +205,7 @@ def _query(read: Graph) -> tuple[Node, list[str], str]:
     readers = read.users(state)
     _need(len(readers) == 1)
     (dot,) = readers
-    _need(dot.op == "contract" and len(dot.attrs["over"]) == 1 and not rounds(dot))
+    _need(dot.op == "contract" and len(dot.attrs["over"]) == 1 and dot.type.dtype == "f32")
     _need(dot.inputs.count(state) == 1)
     none: set[str] = set()
     factors = [f for i in dot.inputs if i != state for f in _factors(read, i, none)]
