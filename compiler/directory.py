@@ -25,7 +25,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from compiler.errors import UserError
@@ -63,6 +63,39 @@ def write(directory: Path, manifest: Manifest, files: Mapping[str, bytes]) -> No
     except OSError as error:
         reason = error.strerror or str(error)
         raise DirectoryError(f"cannot write {error.filename or directory}: {reason}") from error
+
+
+@contextlib.contextmanager
+def fresh(directory: Path) -> Iterator[Path]:
+    """A folder to write files into, which becomes ``directory`` at the end, or leaves nothing.
+
+    Raises:
+        DirectoryError: there is something already, or the system refuses.
+    """
+    target = Path(os.path.realpath(directory))
+    if os.path.lexists(target) and not target.is_dir():
+        raise DirectoryError(f"cannot write {directory}: it is a file, not a directory")
+    try:
+        if target.is_dir() and any(target.iterdir()):
+            raise DirectoryError(
+                f"will not write {directory}: it is not empty; choose another directory"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        written = _Written(target)
+        try:
+            yield written.path
+            for path in written.path.rglob("*"):
+                _sync(path)
+            _sync(written.path)
+            os.rename(written.path, target)  # refused if somebody has written there meanwhile
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(written.path, ignore_errors=True)
+            os.close(written.lock)
+        _remove_leftovers(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DirectoryError(f"cannot write {directory}: {reason}") from error
 
 
 def strangers(directory: Path) -> list[str]:
@@ -187,8 +220,8 @@ def _remove_leftovers(target: Path) -> None:
             os.close(lock)
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -163,6 +164,14 @@ class CacheRow(_Row):
         )
 
 
+class ContextRow(_Row):
+    """How many positions a sequence may have, by which requirement of the source."""
+
+    positions: PositiveInt
+    place: str  # std/rotary.arch:27
+    text: str
+
+
 class Manifest(_Row):
     """The whole of ``manifest.json``."""
 
@@ -172,6 +181,8 @@ class Manifest(_Row):
     sources: tuple[SourceFile, ...]
     constants: dict[str, int | float | bool | str | None]
     config: dict[str, tuple[str, ...]] = {}  # config.json's keys of constants, first ones first
+    context: ContextRow | None = None  # None: sequences of any length
+    pairs: NonNegativeInt = 0  # numbers held at once per token and position of its history
     deployment: str | None = None
     backend: str = "pytorch"
     target: str = "cpu"
@@ -212,6 +223,8 @@ def build(
     passes: Iterable[str],
     files: Mapping[str, bytes],
     config: Mapping[str, tuple[str, ...]] | None = None,
+    context: ContextRow | None = None,
+    pairs: int = 0,
     deployment: str | None = None,
     backend: str = "pytorch",
     target: str = "cpu",
@@ -222,6 +235,8 @@ def build(
         program: as elaborated: what an entry reads must not have been rewritten.
         sources: the text of each source file, by the name it is shown under.
         config: the keys of ``config.json`` that constants were, or could have been, taken from.
+        context: how many positions a sequence may have; any number unless given.
+        pairs: numbers that are held at once for each token and position of its history.
         files: the bytes of each file of the directory, by its name there.
     """
     return Manifest(
@@ -230,6 +245,8 @@ def build(
         sources=tuple(SourceFile(name=n, sha256=digest(t.encode())) for n, t in sources.items()),
         constants=dict(program.constants),
         config=dict(config or {}),
+        context=context,
+        pairs=pairs,
         deployment=deployment,
         backend=backend,
         target=target,
@@ -281,10 +298,13 @@ def read(directory: Path) -> Manifest:
         raise ManifestError(f"{path}: {place}: {first['msg']}{more}") from None
 
 
-def verified_files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
+def verified_files(directory: Path, manifest: Manifest, edited: bool = False) -> dict[str, bytes]:
     """The bytes of every file of the directory, each read once and found to be what was written.
 
     Run what this returns, not what is in the file by then.
+
+    Args:
+        edited: take the files as they are, changed since they were written or not.
 
     Raises:
         ManifestError: a file is missing, cannot be read, or has been changed.
@@ -296,7 +316,7 @@ def verified_files(directory: Path, manifest: Manifest) -> dict[str, bytes]:
         except OSError as error:
             reason = error.strerror or str(error)
             raise ManifestError(f"{directory / name} cannot be read: {reason}") from None
-        if digest(found[name]) != expected:
+        if digest(found[name]) != expected and not edited:
             raise ManifestError(
                 f"{directory / name} is not the file that was compiled (SHA-256 "
                 f"{digest(found[name])[:12]}..., expected {expected[:12]}...): compile it again"

@@ -26,6 +26,9 @@ COMMANDS = {
     "inspect": "what a model is: parameters, cache and FLOPs per token, by block",
     "compile": "compile an .arch file into a directory",
     "run": "generate with a compiled model",
+    "bench": "time a compiled model beside what its user would otherwise run",
+    "compare": "find where two implementations of a model first differ, by source line",
+    "init": "write a random checkpoint of a model",
     "models": "the models that ship with dslc",
 }
 NO_SUCH_FILE = "E0201"
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run the command; returns its exit status. Misuse raises SystemExit(2), as argparse does."""
     parser = _parser(arguments)
-    options = parser.parse_args(arguments)
+    options = _parsed(parser, arguments)
     debug = getattr(options, "debug", False)
     try:
         status: int = import_module(f"dslc.commands.{options.command}").run(options)
@@ -67,6 +70,18 @@ def run(arguments: Sequence[str]) -> int:
         kind = type(error).__name__
         print(f"error: {kind}: {error}\n(--debug shows where this comes from)", file=sys.stderr)
         return 1
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """As ``parse_args``; but an argument that may be left out (the command's ``optional``) may also
+    stand behind options, where argparse of Python 3.11 does not look for it any more."""
+    options, rest = parser.parse_known_args(arguments)
+    name, kind = getattr(options, "optional", (None, str))
+    if len(rest) == 1 and name and not rest[0].startswith("-") and not getattr(options, name):
+        setattr(options, name, kind(rest[0]))
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _is_misuse(error: DiagnosticError) -> bool:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dslc
-from compiler import directory, manifest
+from compiler import directory, manifest, tensors
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
+from compiler.pairs import most_pairs
 from compiler.pipeline import STAGES, Compiled, compile_model
 from compiler.report import Report, report
 from compiler.text import program_text
@@ -17,6 +18,7 @@ from dsl.constants import Choices
 from dsl.deploy import Deployment
 from dsl.deploy_check import choose
 from dsl.diagnostics import near
+from dsl.requirements import limit_of
 from dslc.config import read_config
 
 BACKENDS = ("pytorch",)
@@ -32,6 +34,7 @@ class Program:
     compiled: Compiled
     backend: str = "pytorch"
     target: str = "cpu"
+    checkpoint: Path | None = None  # that the dims came from
 
     @property
     def name(self) -> str:
@@ -77,17 +80,42 @@ class Program:
         """
         return choose(self.compiled.source, name)
 
-    def save(self, path: str | Path) -> None:
+    @property
+    def context(self) -> manifest.ContextRow | None:
+        """How many positions a sequence may have; None if the source sets no limit."""
+        limit = limit_of(self.compiled.source.library, self.compiled.source.constants)
+        if limit is None:
+            return None
+        return manifest.ContextRow(
+            positions=limit.positions,
+            place=str(limit.span),
+            text=" ".join(limit.span.text.split()),
+        )
+
+    def save(
+        self,
+        path: str | Path,
+        optimize: str | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Write the compiled directory, whole or not at all.
+
+        Args:
+            optimize: a dtype, for which the step of one token is compiled to machine code of this
+                CPU: float32 or bfloat16.
+            progress: called with what is being compiled.
 
         Raises:
             DirectoryError: there is something else, or it cannot be written.
+            UserError: the step of one token cannot be compiled.
         """
         files = {
             "graph.txt": self.graph().encode(),
             "source.txt": self.graph(STAGES[0]).encode(),
             "model.py": self.code().encode(),
         }
+        if optimize is not None:
+            files |= self._ahead(optimize, progress)
         source = self.compiled.source
         config = {
             name: declared.keys
@@ -101,10 +129,23 @@ class Program:
             passes=STAGES,
             files=files,
             config=config,
+            context=self.context,
+            pairs=most_pairs(self.compiled.program),
             backend=self.backend,
             target=self.target,
         )
         directory.write(Path(path), about, files)
+
+    def _ahead(self, dtype: str, progress: Callable[[str], None]) -> dict[str, bytes]:
+        """The files of a compiled decode step."""
+        from backends.pytorch.ahead.build import build, stored_blocks  # torch, and Inductor
+
+        blocked = {}
+        if self.checkpoint is not None:
+            elaborated = self.compiled.after(STAGES[0])
+            patterns, ignored = tensors.patterns(elaborated), tensors.ignored(elaborated)
+            blocked = stored_blocks(self.checkpoint, patterns, ignored)
+        return build(self.code(), dtype, progress=progress, blocked=blocked)
 
 
 def compile_file(
@@ -144,4 +185,4 @@ def compile_file(
             f"deployment '{deploy}' has no mistakes, but programs are not compiled for deployments "
             f"yet; dslc inspect {file} --deploy {deploy} shows it"
         )
-    return Program(compiled, backend, target)
+    return Program(compiled, backend, target, checkpoint)

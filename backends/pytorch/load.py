@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
 
 from backends.pytorch import initialise, weights
+from backends.pytorch.ahead.decoder import Decoder, loaded, obstacle, read_plan
+from backends.pytorch.allocate import Memory
 from backends.pytorch.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.inputs import InputError
 from backends.pytorch.memory import require
-from backends.pytorch.model import Model, attribute_path
+from backends.pytorch.model import Model
+from backends.pytorch.places import remember_text
 from backends.pytorch.problems import listing
 from compiler.manifest import Manifest, ManifestError, digest, read, verified_files
-from compiler.tensors import Pattern, Tensor
 
 CODE = "model.py"
 SOURCE_GRAPH = "source.txt"  # before passes rewrite it: has every value the source names
@@ -39,6 +40,7 @@ def load(
     seed: int = 0,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
+    edited: bool = False,
 ) -> Model:
     """Load a compiled model.
 
@@ -52,6 +54,7 @@ def load(
         seed: of random weights, each a function of the seed and its tensor's name.
         progress: called with what has been loaded and what there is in all.
         note: told, in a sentence each, what the user should know; warnings unless given.
+        edited: execute the directory's code even if it was changed since it was compiled.
 
     Raises:
         ManifestError: the directory is not whole, was changed, or is another version's.
@@ -63,7 +66,7 @@ def load(
     manifest = read(directory)
     if manifest.backend != "pytorch":
         raise ManifestError(f"{directory} was compiled for the backend '{manifest.backend}'")
-    files = verified_files(directory, manifest)
+    files = verified_files(directory, manifest, edited)
     place = _device(device)
     patterns = [row.pattern() for row in manifest.parameters]
     found = None
@@ -72,75 +75,35 @@ def load(
         opened = open_checkpoint(Path(checkpoint))
         differences = _differences(manifest, opened.config)
         found = match(opened, patterns, manifest.ignored, hint="; ".join(differences))
-    run_dtype = _dtype(dtype, found.checkpoint.dtype if found else None)
+    plan = read_plan(files)
+    stored = found.checkpoint.dtype if found else None
+    run_dtype = dtype_of(dtype or stored or (plan.dtype if plan else torch.float32))
+    notes = [*differences, *_notes(found)]
+    if plan and (reason := obstacle(plan, place, run_dtype, found)):
+        notes.append(f"the compiled decode step is not used: {reason}")
+        plan = None
     unavailable = found.unavailable if found else {}
     needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
-    width = {"act": run_dtype.itemsize, "f32": 4}
-    require("the model's weights", sum(p.elements * width[p.dtype] for p in needed), place)
+    pieces = loaded(plan, files) if plan else {}
 
     module = _emitted(directory, files).build("meta", run_dtype)  # no memory yet
-    memory = _Memory(module, place, run_dtype)
+    memory = Memory(module, place, run_dtype, plan, pieces)
+    require("the model's weights", sum(memory.needed(p) for p in needed), place)
     if found:
         weights.fill(found, memory.of, progress)
     else:
         initialise.fill(patterns, memory.of, seed, progress)
     memory.complete(patterns, needed)
 
-    notes = [*differences, *_notes(found)]
     for sentence in notes:
         if note:
             note(sentence)
         else:
             warnings.warn(sentence, stacklevel=3)  # of dslc.load
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
-    return Model(module, manifest, memory.names, unavailable, notes, source)
-
-
-class _Memory:
-    """Gives the emitted module real parameters, one by one, in place of those without memory."""
-
-    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype):
-        self.module = module
-        self.device = device
-        self.dtype = dtype
-        self.names: dict[str, str] = {}  # the checkpoint's, by the module's
-
-    def of(self, tensor: Tensor) -> torch.Tensor:
-        """Memory for a tensor; the module's from now on."""
-        dtype = self.dtype if tensor.dtype == "act" else torch.float32
-        path = attribute_path(tensor.path)
-        made = torch.empty(tensor.shape, dtype=dtype, device=self.device)
-        self._put(path, made, tensor.pattern.role == "param")
-        self.names[path] = tensor.name
-        return made
-
-    def _put(self, path: str, made: torch.Tensor | None, trained: bool) -> None:
-        owner, name = self._owner(path)
-        there = getattr(owner, name)
-        if made is not None and there.shape != made.shape:
-            raise ManifestError(
-                f"{CODE} and the manifest disagree on {path}: {list(there.shape)} and "
-                f"{list(made.shape)}"
-            )
-        if trained:
-            setattr(owner, name, None if made is None else nn.Parameter(made))
-        else:
-            setattr(owner, name, made)
-
-    def _owner(self, path: str) -> tuple[nn.Module, str]:
-        owner, _, name = path.rpartition(".")
-        return self.module.get_submodule(owner), name
-
-    def complete(self, patterns: Iterable[Pattern], needed: Container[Pattern]) -> None:
-        """What has not been filled: zeros if an entry might read it, else left out, so that it
-        takes no memory and is not in the state dict."""
-        for pattern in patterns:
-            for tensor in pattern.tensors():
-                path = attribute_path(tensor.path)
-                if pattern not in needed:
-                    self._put(path, None, pattern.role == "param")
-                elif path not in self.names:
-                    self.of(tensor).zero_()
+    code = files[CODE].decode()
+    decoder = Decoder(plan, pieces, memory.weight) if plan else None
+    return Model(module, manifest, memory.names, unavailable, notes, source, code, decoder)
 
 
 def _emitted(directory: Path, files: dict[str, bytes]) -> ModuleType:
@@ -151,6 +114,7 @@ def _emitted(directory: Path, files: dict[str, bytes]) -> ModuleType:
     module = ModuleType(name)
     module.__file__ = str(directory / CODE)
     sys.modules[name] = module  # classes are looked up by their module's name
+    remember_text(module, files[CODE].decode())
     exec(compile(files[CODE], module.__file__, "exec"), module.__dict__)
     return module
 
@@ -165,9 +129,12 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _dtype(asked: str | torch.dtype | None, stored: torch.dtype | None) -> torch.dtype:
-    if asked is None:
-        return stored or torch.float32
+def dtype_of(asked: str | torch.dtype) -> torch.dtype:
+    """A dtype that a model can run in, by its name.
+
+    Raises:
+        InputError: it is none.
+    """
     named = str(asked).removeprefix("torch.")
     if named not in DTYPES:
         raise InputError(f"dtype '{named}': a model runs in {', '.join(DTYPES)}")

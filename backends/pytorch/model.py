@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from backends.pytorch.generate import generate
-from backends.pytorch.inputs import InputError, NotAvailable, counts_of, packed, unpacked
+from backends.pytorch import generate as generation
+from backends.pytorch.ahead.decoder import Decoder
+from backends.pytorch.inputs import (
+    InputError,
+    NotAvailable,
+    check_context,
+    counts_of,
+    packed,
+    unpacked,
+)
 from backends.pytorch.memory import require
-from backends.pytorch.names import attribute
+from backends.pytorch.names import attribute_path
+from backends.pytorch.places import located
 from backends.pytorch.problems import listing, message, told
 from backends.pytorch.runtime import Cache, Step
+from compiler.errors import UserError
 from compiler.manifest import EntryRow, Manifest
 
 
@@ -34,6 +44,7 @@ class Model(nn.Module):
         manifest: what was compiled.
         module: the emitted model, whose methods take packed steps.
         notes: what loading had to say, one sentence each.
+        code: the text of the emitted ``model.py``.
     """
 
     def __init__(
@@ -44,20 +55,26 @@ class Model(nn.Module):
         unavailable: Mapping[str, Sequence[str]],
         notes: Sequence[str] = (),
         source: str | None = None,
+        code: str = "",
+        decoder: Decoder | None = None,
     ):
         """
         Args:
             names: the checkpoint's name of each parameter and state of ``module``.
             unavailable: entries that cannot be run, and the tensors they lack.
             source: the text of the graph that names every value of the source, for ``trace``.
+            code: the text of ``module``'s file.
+            decoder: takes the steps of one token of one sequence in the place of ``module``.
         """
         super().__init__()
         self.module = module
         self.manifest = manifest
         self.notes = list(notes)
+        self.code = code
         self._names = dict(names)
         self._unavailable = dict(unavailable)
         self._source = source
+        self._decoder = decoder
         self.register_state_dict_post_hook(_rename_to_checkpoint)
 
     # -- running ----------------------------------------------------------------------------------
@@ -83,7 +100,9 @@ class Model(nn.Module):
             [batch, time, vocab] in the model's dtype; rows past a sequence's length are zero.
 
         Raises:
-            InputError: wrong shapes, dtypes, lengths or token numbers.
+            InputError: wrong shapes, dtypes, lengths or token numbers; more positions than the
+                model is made for.
+            CacheFull: more positions than the cache has room for.
         """
         return self.run("main", (tokens,), lengths, cache, last_only)
 
@@ -129,15 +148,62 @@ class Model(nn.Module):
 
         Returns:
             [rows wanted, ...]; the cache counts the step's positions from now on.
+
+        Raises:
+            RunError: an equation could not be computed; says which line of the source it is.
         """
         row = self._entry(entry)
+        check_context(self.manifest, step.history)
+        if step.cache is not None:
+            self.make_room(step.cache, step.history)
         if step.total == 0:
             shape = [n for n in row.shape[1:] if isinstance(n, int)]
             return torch.zeros(0, *shape, dtype=self.dtype, device=self.device)
         given = [self._placed(inputs[i.name]) for i in row.inputs]
-        rows: Tensor = getattr(self.module, entry)(step, *given)
+        rows: Tensor
+        try:
+            if entry == "main" and self._decoder and self._decoder.takes(step):
+                rows = self._decoder.step(given[0], step)
+            else:
+                rows = getattr(self.module, entry)(step, *given)
+        except UserError:
+            raise
+        except Exception as error:
+            place = located(error)
+            if place is None:
+                raise
+            raise place from error
         step.commit()
+        self._remember(row, step, inputs)
         return rows if row.shape[0] == "wanted" else step.select(rows)
+
+    def _remember(self, row: EntryRow, step: Step, inputs: Mapping[str, Tensor]) -> None:
+        """Let the cache know which tokens its positions came from, where tokens are all they came
+        from: ``generate`` then goes on from them."""
+        known = len(row.inputs) == 1 and row.inputs[0].below is not None
+        if step.cache is None or not known or not step.in_order:
+            return
+        if row is not self.manifest.entries["main"]:
+            return  # another entry may not fill all that main reads
+        parts = inputs[row.inputs[0].name].split(step.counts)
+        for slot, start, part in zip(step.slots, step.starts, parts, strict=True):
+            step.cache.remember(slot, start, part.tolist())
+
+    def make_room(self, cache: Cache, positions: int) -> None:
+        """Find out whether a cache can hold so many positions of a sequence, before any is run.
+
+        Raises:
+            CacheFull: it has a fixed capacity, which is smaller.
+            MemoryNeeded: it would grow, and that does not fit.
+        """
+        if not cache.grows or positions <= cache.capacity:
+            cache.reserve(positions)
+            return
+        require(
+            f"a cache of {cache.slots:,} x {positions:,} positions",
+            cache.slots * positions * self.cache_bytes_per_token(),
+            self.device,
+        )
 
     def _placed(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
@@ -159,21 +225,7 @@ class Model(nn.Module):
             )
         return Cache(batch, capacity)
 
-    def generate(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None = None,
-        max_new_tokens: int = 32,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        eos: int | Sequence[int] | None = None,
-        on_token: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor | list[Tensor]:
-        """Continue each sequence; see ``backends.pytorch.generate.generate``."""
-        return generate(
-            self, tokens, lengths, max_new_tokens, temperature, top_p, seed, eos, on_token
-        )
+    generate = generation.generate
 
     def trace(self, names: Sequence[str], tokens: Tensor, entry: str = "main") -> dict[str, Tensor]:
         """Named values of the source, computed by the reference interpreter.
@@ -211,6 +263,11 @@ class Model(nn.Module):
                     return tensor.dtype
         return next(self.module.parameters()).dtype
 
+    @property
+    def decodes_ahead(self) -> bool:
+        """Is there a step of one token that was compiled ahead of time, for these weights?"""
+        return self._decoder is not None
+
     def weight(self, path: str) -> Tensor | None:
         """A parameter or state by its path in the source; None if the checkpoint lacked it."""
         owner, _, name = attribute_path(path).rpartition(".")
@@ -238,6 +295,10 @@ class Model(nn.Module):
             start = f"{prefix}." if prefix else ""
             yield start + self._names[name.removeprefix(f"{start}module.")], parameter
 
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        self._decoder = None  # it has the weights that there were
+        return super()._apply(*arguments, **options)
+
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
@@ -255,6 +316,7 @@ class Model(nn.Module):
             wrong = [(name, "missing") for name in missing if strict]
             wrong += [(name, "not one of the model's") for name in unexpected if strict]
             raise InputError(message("the state dict does not fit:", told(wrong + shapes)))
+        self._decoder = None if assign else self._decoder
         known = {ours[name]: tensor for name, tensor in state_dict.items() if name in mine}
         self.module.load_state_dict(known, strict=False, assign=assign)
         return IncompatibleKeys(missing, unexpected)
@@ -292,12 +354,6 @@ class Model(nn.Module):
                 f"'{entry}' is not available: the checkpoint lacks {listing(lacking, 3)}"
             )
         return self.manifest.entries[entry]
-
-
-def attribute_path(path: str) -> str:
-    """Where an emitted model keeps a parameter: ``layers[3].mlp.W`` is ``layers.3.mlp.W``."""
-    parts = path.replace("[", ".").replace("]", "").split(".")
-    return ".".join(part if part.isdigit() else attribute(part) for part in parts)
 
 
 def _rename_to_checkpoint(

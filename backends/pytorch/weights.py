@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.checkpoint import Checkpoint, CheckpointError, Match, Source
 from backends.pytorch.tensorfile import DTYPES, Reader, TensorFileError
 from compiler.tensors import Tensor
@@ -49,6 +50,10 @@ def _fill_one(
     stored = source.stored
     if source.scale is not None:
         assert checkpoint.block is not None
+        if isinstance(into, BlockedWeight):
+            weights.read(stored, into.data8.view(torch.float8_e4m3fn))
+            scales.read(source.scale, into.scale)
+            return
         scale = scales.read(source.scale)
         dequantise(weights.read(stored), scale, checkpoint.block, into)
         return

@@ -6,9 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
+from compiler.errors import UserError
 from compiler.pipeline import PASSES
 from dslc.commands.options import add_json, add_source, compiled, not_yet
+from dslc.config import read_config
 from dslc.terminal import large, steps
+
+DTYPES = ("float32", "bfloat16")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -28,15 +32,26 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="run the program before and after each pass, compare"
     )
-    parser.add_argument("--optimize", action="store_true", help="compile code ahead of time")
+    parser.add_argument(
+        "--optimize",
+        action="store_true",
+        help="compile decoding to machine code of this CPU; takes a C++ compiler and a minute",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="that --optimize compiles for (as the checkpoint's config.json says, or bfloat16)",
+    )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     if options.emit in ("triton", "mlir") or options.dialect:
         raise not_yet(f"--emit {options.emit}")
-    if options.optimize:
-        raise not_yet("--optimize")
+    if options.optimize and options.target != "cpu":
+        raise UserError(f"--optimize compiles for the CPU, not for --target {options.target}")
+    if options.dtype and not options.optimize:
+        raise UserError("--dtype says what --optimize compiles for; dslc run takes a --dtype too")
     with steps(options.file) as show:
         program = compiled(options, show, options.verify)
     if options.emit or options.after:
@@ -44,7 +59,11 @@ def run(options: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     output = options.output or Path("build") / Path(options.file).stem
-    program.save(output)
+    if options.optimize:
+        with steps(options.file) as show:
+            program.save(output, optimize=_dtype(options), progress=show)
+    else:
+        program.save(output)
     report = program.report()
     if options.json:
         found = {"directory": str(output), "model": program.name, "parameters": report.parameters}
@@ -54,3 +73,12 @@ def run(options: argparse.Namespace) -> int:
         if options.verify:
             print(f"verified: {', '.join(PASSES)} change no result on a small random instance")
     return 0
+
+
+def _dtype(options: argparse.Namespace) -> str:
+    """What decoding is compiled for."""
+    if options.dtype:
+        return str(options.dtype)
+    config = read_config(options.checkpoint) if options.checkpoint else {}
+    stored = config.get("dtype", config.get("torch_dtype"))
+    return stored if stored in DTYPES else "bfloat16"

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 
+from compiler.manifest import ContextRow
 from compiler.report import Report
 from dsl import deploy_show
 from dslc.commands.options import add_json, add_source, compiled, positive
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
             data["deployment"] = deploy_show.describe(deployment)
         print(json.dumps(data))
         return 0
-    _print(report)
+    _print(report, program.context)
     if deployment is not None:
         table((f"deployment {name}", "", ""), deploy_show.rows(deployment), left=3)
     return 0
@@ -68,7 +69,7 @@ def _states(report: Report) -> list[tuple[str, str, str]]:
     return [("state per sequence", f"{kept:,} bytes", "")] if kept else []
 
 
-def _print(report: Report) -> None:
+def _print(report: Report, context: ContextRow | None) -> None:
     print(report.model)
     rows = [
         ("parameters", f"{report.parameters:,}", large(report.parameters)),
@@ -82,6 +83,8 @@ def _print(report: Report) -> None:
             f"{flops(report.training_flops)} in training",
         ),
     ]
+    if context is not None:
+        rows.insert(4, ("longest sequence", f"{context.positions:,} positions", ""))
     for what, value, short in rows:
         print(f"  {what:<36} {value:>24}   {short}".rstrip())
     table(

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from compiler.errors import UserError
+
 if TYPE_CHECKING:
     from backends.pytorch.runtime.step import Step
 
 FIRST_CAPACITY = 64  # positions that a growing cache starts with
+
+
+class CacheFull(UserError, ValueError):
+    """More positions than a cache of fixed capacity holds."""
 
 
 class Cache:
@@ -27,6 +33,9 @@ class Cache:
 
     ``lengths`` says how many positions of each slot count; it moves when a step is committed, so
     that a step that failed, or that is run again through another entry point, leaves no trace.
+
+    ``tokens`` are those that the first positions of each slot came from, as far as that is known:
+    what a later call may go on from instead of computing it again.
     """
 
     def __init__(self, slots: int, capacity: int | None = None):
@@ -36,9 +45,15 @@ class Cache:
         self.slots = slots
         self.capacity = FIRST_CAPACITY if capacity is None else capacity
         self.lengths: list[int] = [0] * slots
+        self.tokens: list[list[int]] = [[] for _ in range(slots)]
         self._grows = capacity is None
         self._memory: dict[str, tuple[Tensor, int]] = {}  # path: (memory, its time axis)
         self._latest: dict[str, Tensor] = {}  # path: the state of each slot
+
+    @property
+    def grows(self) -> bool:
+        """Is there no limit but memory?"""
+        return self._grows
 
     @property
     def nbytes(self) -> int:
@@ -50,17 +65,28 @@ class Cache:
         """What is remembered: ``layers.3.attn.c_kv``, in the order of first writing."""
         return [*self._memory, *self._latest]
 
+    def holds(self, path: str) -> bool:
+        """Has this value been written before?"""
+        return path in self._memory
+
+    def history(self, path: str, slot: int, length: int) -> Tensor:
+        """The first ``length`` positions of a value in a slot, to be read or written; a view."""
+        memory, axis = self._memory[path]
+        return memory[slot].narrow(axis - 1, 0, length)
+
     def reserve(self, capacity: int) -> None:
         """Make room for ``capacity`` positions in every slot.
 
         Raises:
-            ValueError: the cache was made with a smaller capacity.
+            CacheFull: the cache was made with a smaller capacity.
         """
         if capacity <= self.capacity:
             return
         if not self._grows:
-            raise ValueError(
-                f"the cache holds {self.capacity} positions per sequence; {capacity} are needed"
+            raise CacheFull(
+                f"the cache was made for {self.capacity:,} positions per sequence, and "
+                f"{capacity:,} are needed: new_cache(batch, capacity={capacity}), or no capacity, "
+                "and it grows"
             )
         self.capacity = max(capacity, 2 * self.capacity)
         longest = max(self.lengths, default=0)
@@ -89,11 +115,25 @@ class Cache:
                     f"'{next(iter(self._latest))}' is a state, kept as it is after the last one"
                 )
         for slot, length in zip(chosen, wanted, strict=True):
-            dropped = self.lengths[slot] - length
-            if dropped:
-                for memory, axis in self._memory.values():
-                    memory[slot].narrow(axis - 1, length, dropped).zero_()
-                self.lengths[slot] = length
+            self._cut(slot, length)
+
+    def reset(self, slot: int) -> None:
+        """Forget all of a slot: it is as new, for another sequence."""
+        self._cut(slot, 0)
+
+    def _cut(self, slot: int, length: int) -> None:
+        dropped = self.lengths[slot] - length
+        if dropped:
+            for memory, axis in self._memory.values():
+                memory[slot].narrow(axis - 1, length, dropped).zero_()
+            self.lengths[slot] = length
+            del self.tokens[slot][length:]
+
+    def remember(self, slot: int, start: int, tokens: Sequence[int]) -> None:
+        """These are the tokens of a slot's positions from ``start`` on. Where positions before
+        them came from other inputs, nothing is known that a call could go on from."""
+        if len(self.tokens[slot]) == start:
+            self.tokens[slot] += tokens
 
     def extend(self, path: str, x: Tensor, axis: int, step: Step) -> Tensor:
         """Write a step's packed values and return the histories of its sequences.

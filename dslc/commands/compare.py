@@ -1,0 +1,162 @@
+"""``dslc compare``: where two implementations of a model first differ, by source line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compiler.errors import UserError
+from dslc.commands.options import add_json, positive
+from dslc.commands.run import tokens
+from dslc.terminal import note, steps, table
+
+if TYPE_CHECKING:
+    from dslc.compare import Comparison, Row
+
+MOST_ROWS = 12  # of the table; --json has all
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR", type=Path, help="what dslc compile wrote")
+    parser.set_defaults(optional=("other", Path), misuse=parser.error)
+    parser.add_argument("other", metavar="DIR_B", nargs="?", type=Path, help="another one")
+    parser.add_argument(
+        "--with", dest="with_", choices=("transformers",), help="that runs the checkpoint too"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=Path,
+        help="a Hugging Face checkpoint; without one, both have the same random weights",
+    )
+    parser.add_argument(
+        "--tokens", metavar="1,2,3", type=tokens, help="what both are run on (random ones)"
+    )
+    parser.add_argument(
+        "--time", metavar="N", type=positive, default=16, help="how many, if random (%(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", metavar="NAME", default="float32", help="that both run in (%(default)s)"
+    )
+    parser.add_argument("--other-dtype", metavar="NAME", help="that the second runs in instead")
+    parser.add_argument(
+        "--tolerance",
+        metavar="X",
+        type=float,
+        help="of max|a - b| / max|b| (1e-5 in float32, else 2e-2)",
+    )
+    parser.add_argument(
+        "--edited",
+        action="store_true",
+        help="run model.py as it is, though it was changed since it was compiled",
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if (options.other is None) == (options.with_ is None):
+        options.misuse("either DIR_B or --with transformers says what DIR is compared with")
+    if options.with_ and options.checkpoint is None:
+        raise UserError("--with transformers needs --checkpoint, which both are to run")
+
+    import torch
+
+    from backends.pytorch.load import dtype_of
+    from compiler.manifest import read
+    from dslc import compare
+
+    first, second = (dtype_of(d) for d in (options.dtype, options.other_dtype or options.dtype))
+    short = {first, second} != {torch.float32}
+    tolerance = options.tolerance
+    if tolerance is None:
+        tolerance = compare.LOOSE if short else compare.EXACT
+    given = options.tokens or _random_tokens(read(options.directory), options.time)
+    name = str(options.other or options.with_)
+    with steps("comparing") as show:
+        show(str(options.directory))
+        a = compare.run(options.directory, options.checkpoint, first, given, note, options.edited)
+        show(name)
+        if options.with_:
+            found = compare.with_transformers(a, options.checkpoint, second, given, tolerance)
+        else:
+            b = compare.run(options.other, options.checkpoint, second, given, note, options.edited)
+            found = compare.directories(a, b, tolerance)
+    if options.json:
+        print(json.dumps(as_data(found, given, tolerance)))
+    else:
+        _print(found, str(options.directory), name, len(given), tolerance)
+    return 0 if found.first is None else 1
+
+
+def _random_tokens(manifest: object, count: int) -> list[int]:
+    import torch
+
+    from compiler.manifest import Manifest
+
+    assert isinstance(manifest, Manifest)
+    below = manifest.entries["main"].inputs[0].below or 2
+    generator = torch.Generator().manual_seed(0)
+    drawn: list[int] = torch.randint(below, (count,), generator=generator).tolist()
+    return drawn
+
+
+def as_data(found: Comparison, given: list[int], tolerance: float) -> dict[str, object]:
+    """What ``--json`` prints."""
+    first, before = found.first, found.before
+    return {
+        "equal": first is None,
+        "first": asdict(first) if first else None,
+        "before": asdict(before) if before else None,
+        "values": [asdict(row) for row in found.rows],
+        "not_compared": found.alone,
+        "logits": asdict(found.logits),
+        "greedy_tokens_that_differ": found.greedy,
+        "tokens": given,
+        "tolerance": tolerance,
+    }
+
+
+def _print(found: Comparison, a: str, b: str, count: int, tolerance: float) -> None:
+    first, before = found.first, found.before
+    compared = f"{len(found.rows)} values of {a} and {b}, {count} tokens, tolerance {tolerance:g}"
+    if found.alone:
+        compared += f" ({found.alone} more are in one only)"
+    print(f"compared {compared}")
+    if first is None:
+        worst = max([found.logits, *found.rows], key=lambda row: row.max_rel)
+        print(f"no difference: the largest is {worst.max_rel:.2g}, of {worst.path}")
+        print(_logits(found, count))
+        return
+    used = f", used at {first.used_at}" if first.used_at else ""
+    print(f"first difference: {first.path} in {first.block}, {first.place}{used}")
+    print(f"  {first.equation}")
+    if first.other:
+        print(f"  in {b}, {first.other}")
+    print(f"  max|a - b| {first.max_abs:.3g}, as a part of max|b| {first.max_rel:.3g}")
+    if before is not None:
+        print(f"  the value before it agrees: {before.path}, {before.place}")
+    rest = found.rows[found.rows.index(first) + 1 :] if first in found.rows else []
+    later = [row for row in rest if row.differs]
+    if later:
+        table(
+            ("then", "source", "max abs", "max rel"),
+            [
+                (row.path, row.place, f"{row.max_abs:.3g}", f"{row.max_rel:.3g}")
+                for row in later[:MOST_ROWS]
+            ],
+            left=2,
+        )
+        if len(later) > MOST_ROWS:
+            print(f"and {len(later) - MOST_ROWS} more")
+    print(_logits(found, count))
+
+
+def _logits(found: Comparison, count: int) -> str:
+    row: Row = found.logits
+    same = "all greedy tokens are the same"
+    if found.greedy:
+        same = f"{found.greedy} of {count} greedy tokens are others"
+    return f"logits: max|a - b| {row.max_abs:.3g}, as a part of max|b| {row.max_rel:.3g}; {same}"

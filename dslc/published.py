@@ -1,0 +1,113 @@
+"""``config.json`` for a program's constants, from which ``--checkpoint`` reads them back.
+
+Of a constant that ``config a, b, s.c`` binds to several keys, the first of each section is written
+(``a`` and ``s.c``): sections are generations of the format, and readers of each look into theirs.
+``require config`` says the rest: what a reader must know to take the checkpoint for what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from compiler.errors import UserError
+from compiler.used import used
+from dsl import syntax as ast
+from dsl.constants import Choices, Constant, Constants, config_value, shown
+from dsl.diagnostics import Diagnostics
+from dsl.instances import Instances
+from dsl.program import CheckedProgram
+
+# Keys of the format that hold a list where ``require`` names an item of it. Of the others, those
+# with an item per layer, readers know what is meant where they are missing.
+LISTS = {"architectures"}
+PER_LAYER = {"layer_types"}
+
+Config = dict[str, Any]
+
+
+def config_of(source: CheckedProgram) -> Config:
+    """The config.json that gives every constant the value it has.
+
+    It names what the model reads, null included, as readers have defaults of their own; of the
+    rest, what would otherwise be read as something else.
+
+    Raises:
+        UserError: no config.json does.
+    """
+    declared = source.constants.declared
+    values = Instances(source.checker, source.constants).values
+    bound = {name: v for name, v in values.items() if declared[name].keys}
+    needed = used(source)
+    config: Config = {}
+    for name in bound.keys() & needed:
+        _put(config, declared[name].keys, bound[name])
+    for need, _ in source.library.declarations(ast.Require):
+        if isinstance(need, ast.Require) and need.allowed:
+            _put_required(config, need)
+    for name in _differing(source, bound, config):
+        if not _says(config, declared[name].keys):  # what is required goes before what is not read
+            _put(config, declared[name].keys, bound[name])
+    read = {name: bound[name] for name in bound.keys() & needed}
+    for name, back in _differing(source, read, config).items():
+        raise UserError(
+            f"no config.json says that '{name}' is {shown(bound[name])}: "
+            f"from {' or '.join(declared[name].keys)} it would be read as {shown(back)}"
+        )
+    return config
+
+
+def unbound(source: CheckedProgram) -> dict[str, Constant]:
+    """Constants that config.json does not carry, as no key is theirs, and that have been chosen
+    otherwise than they are declared."""
+    values = Instances(source.checker, source.constants).values
+    free = {name: v for name, v in values.items() if not source.constants.declared[name].keys}
+    different = _differing(source, free, config_of(source))
+    return {name: values[name] for name in different}
+
+
+def _put_required(config: Config, need: ast.Require) -> None:
+    value = need.allowed[0].value
+    if value is None or _says(config, need.keys) or PER_LAYER & set(need.keys):
+        return
+    for key in need.keys:
+        _put(config, (key,), [value] if key in LISTS else value)
+
+
+def _says(config: Config, keys: Iterable[str]) -> bool:
+    return any(config_value(config, key) is not None for key in keys)
+
+
+def _put(config: Config, keys: Iterable[str], value: object) -> None:
+    """Under the first key of each section."""
+    for key in _one_of_each_section(keys):
+        *sections, last = key.split(".")
+        inner = config
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"config.json cannot have both a value {section} and {key}")
+        inner[last] = value
+
+
+def _one_of_each_section(keys: Iterable[str]) -> list[str]:
+    first: dict[str, str] = {}
+    for key in keys:
+        first.setdefault(key.rpartition(".")[0], key)
+    return list(first.values())
+
+
+def _differing(
+    source: CheckedProgram, wanted: Mapping[str, Constant], config: Config
+) -> dict[str, Constant]:
+    """Constants that would be read from a config.json with another value than wanted, and that."""
+    old = source.constants
+    choices = Choices(config=config)
+    read = Constants(old.declared, old.functions, old.presets, choices, Diagnostics())
+    values = Instances(source.checker, read).values
+    found = {name: values.get(name) for name in wanted}
+    return {name: back for name, back in found.items() if not _same(wanted[name], back)}
+
+
+def _same(a: Constant, b: Constant) -> bool:
+    return a == b and isinstance(a, bool) == isinstance(b, bool)

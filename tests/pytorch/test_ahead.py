@@ -1,0 +1,235 @@
+"""Decode steps compiled ahead of time: what they give is what model.py gives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small import SIZES
+from test_own_models import HEAD, SOURCES, TAIL
+
+import dslc
+from backends.pytorch.ahead.build import traced
+from backends.pytorch.ahead.decoder import Decoder, Run, obstacle
+from backends.pytorch.ahead.plan import FILE_NAME, Plan
+from backends.pytorch.model import Model
+from compiler import directory, manifest
+from dslc.program import Program
+
+PROMPT = torch.tensor([[1, 5, 2, 9, 3]])
+ODD = {
+    "dsv3": SIZES,
+    "dsv2": {},
+    "dsv3_2": {},
+    "llama3": {},
+    "qwen2_5": {},
+    "mixtral": {"sliding_window": 6},
+    "qwen3_moe": {},
+}
+
+
+def traced_model(program: Program, folder: Path) -> Model:
+    """The model with a decode step that is run as it was traced, without Inductor."""
+    plan, programs = traced(program.code(), "float32")
+    program.save(folder)
+    about = manifest.read(folder)
+    files = manifest.verified_files(folder, about)
+    files[FILE_NAME] = plan.model_dump_json().encode()
+    files |= dict.fromkeys(programs, b"")
+    hashes = {name: manifest.digest(data) for name, data in files.items()}
+    directory.write(folder, about.model_copy(update={"files": hashes}), files)
+    model = None
+    with pytest.MonkeyPatch.context() as patch:
+        runs = {name: as_it_is(exported) for name, exported in programs.items()}
+        patch.setattr("backends.pytorch.load.loaded", lambda plan, files: runs)
+        model = dslc.load(folder)
+    assert model._decoder
+    return model
+
+
+def as_it_is(exported: torch.export.ExportedProgram) -> Run:
+    module = exported.module(check_guards=False)
+    spec = exported.call_spec.in_spec
+
+    def run(given: list[torch.Tensor]) -> list[torch.Tensor]:
+        args, kwargs = torch.utils._pytree.tree_unflatten(given, spec)
+        result = module(*args, **kwargs)
+        return list(result) if isinstance(result, tuple | list) else [result]
+
+    return run
+
+
+def held(model: Model, new: int = 12) -> None:
+    """Step by step with and without the compiled step, on the same tokens."""
+    ours, plain = model.new_cache(1), model.new_cache(1)
+    decoder = model._decoder
+    assert isinstance(decoder, Decoder)
+    with torch.no_grad():
+        token = model(PROMPT, cache=ours, last_only=True).argmax(-1)
+        model(PROMPT, cache=plain)
+        for _ in range(new):
+            model._decoder = None
+            expected = model(token, cache=plain)
+            model._decoder = decoder
+            found = model(token, cache=ours)
+            assert found.shape == expected.shape
+            assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+            token = found.argmax(-1)
+    assert ours.lengths == plain.lengths == [PROMPT.shape[1] + new]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_shipped_model(name, tmp_path):
+    held(traced_model(dslc.compile(name, dims="small", set=ODD[name]), tmp_path / "made"))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_models_of_ones_own_whose_entries_have_no_layers(name, tmp_path):
+    (tmp_path / "own.arch").write_text(HEAD + SOURCES[name] + TAIL)
+    held(traced_model(dslc.compile(tmp_path / "own.arch"), tmp_path / "made"))
+
+
+def test_layers_of_one_kind_are_compiled_once():
+    def parts(layers: int) -> tuple[Plan, int]:
+        program = dslc.compile("dsv3", set={**SIZES, "layers": layers})
+        plan, programs = traced(program.code(), "float32")
+        return plan, len(programs)
+
+    (few, pieces), (many, same) = parts(3), parts(9)
+    assert pieces == same == 4  # before the layers, a dense one, a sparse one, behind them
+    assert len(many.calls) == len(few.calls) + 6
+    first, last = many.calls[2], many.calls[9]
+    assert first.piece == last.piece
+    assert "layers.1.mlp.expert.*.W_up" in first.weights
+    assert "layers.8.mlp.expert.*.W_up" in last.weights
+    assert first.caches == ("layers.1.attn.c_kv", "layers.1.attn.k_r")
+    before, behind = many.calls[0], many.calls[-1]
+    assert "embed" in before.weights and "head" not in before.weights
+    assert "head" in behind.weights
+
+
+@pytest.fixture(scope="module")
+def optimized(tmp_path_factory) -> Path:
+    """A model compiled by Inductor, through the command."""
+    folder = tmp_path_factory.mktemp("ahead") / "made"
+    sizes = [word for name, value in SIZES.items() for word in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "dslc", "compile", "dsv3", *sizes, "-o", str(folder)]
+    done = subprocess.run(
+        [*command, "--optimize", "--dtype", "float32"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_machine_code_gives_what_model_py_gives(optimized):
+    held(dslc.load(optimized))
+
+
+def test_generation_is_the_same_with_it_and_without(optimized):
+    with_it, without = dslc.load(optimized), dslc.load(optimized)
+    without._decoder = None
+    options = {"max_new_tokens": 20, "temperature": 0.7, "seed": 3}
+    assert with_it.generate(PROMPT, **options).tolist() == (
+        without.generate(PROMPT, **options).tolist()
+    )
+
+
+def test_it_decides_the_dtype_where_nobody_does_and_steps_aside_in_another(optimized):
+    assert dslc.load(optimized).notes == []
+    with pytest.warns(UserWarning, match="it is for float32, the model is in bfloat16"):
+        model = dslc.load(optimized, dtype="bfloat16")
+    assert model._decoder is None
+    model.generate(PROMPT, max_new_tokens=2)
+
+
+def test_weights_that_change_are_seen_and_weights_that_move_end_it(optimized):
+    model = dslc.load(optimized)
+    with torch.no_grad():
+        model.module.layers[1].mlp.expert[3].W_up.mul_(2)  # in place, in the array
+    held(model)
+    model.load_state_dict(dslc.load(optimized, seed=1).state_dict())
+    held(model)
+    assert model.to(torch.float64)._decoder is None
+
+
+def test_a_checkpoint_is_read_into_the_arrays(optimized, tmp_path):
+    from small import write
+
+    source = dslc.load(optimized, seed=5)
+    folder = write(tmp_path / "checkpoint", source.state_dict(), dtype="float32")
+    read = dslc.load(optimized, checkpoint=folder)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name
+    held(read)
+
+
+PLAN = Plan(
+    dtype="float32", torch=torch.__version__, machine="x86_64", features=(), calls=(), logits=0
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"torch": "2.99"}, f"torch 2.99 compiled it, this is {torch.__version__}"),
+        ({"machine": "vax"}, "it was compiled for another CPU (vax, not {machine})"),
+        (
+            {"machine": "{machine}", "features": ("avx9",)},
+            "it was compiled for another CPU (avx9 is not there)",
+        ),
+        ({"dtype": "bfloat16"}, "it is for bfloat16, the model is in float32"),
+    ],
+    ids=["torch", "machine", "feature", "dtype"],
+)
+def test_where_it_cannot_run(change, reason):
+    import platform
+
+    here = platform.machine()
+    change = {k: here if v == "{machine}" else v for k, v in change.items()}
+    plan = PLAN.model_copy(update={"machine": here, **change})
+    found = obstacle(plan, torch.device("cpu"), torch.float32)
+    assert found == reason.format(machine=here)
+
+
+def damaged(folder: Path, to: Path, **files: bytes) -> Path:
+    """A copy of a compiled directory with other files, its hashes right."""
+    about = manifest.read(folder)
+    held = manifest.verified_files(folder, about) | files
+    hashes = {name: manifest.digest(data) for name, data in held.items()}
+    directory.write(to, about.model_copy(update={"files": hashes}), held)
+    return to
+
+
+def test_a_package_that_is_none(optimized, tmp_path):
+    folder = damaged(optimized, tmp_path / "bad", **{"decode/1.pt2": b"no archive"})
+    with pytest.raises(dslc.UserError, match="the compiled decode step cannot be loaded: "):
+        dslc.load(folder)
+
+
+def test_a_plan_that_is_none(optimized, tmp_path):
+    folder = damaged(optimized, tmp_path / "bad", **{FILE_NAME: b"{}"})
+    with pytest.raises(dslc.UserError, match=r"decode.json: dtype: Field required"):
+        dslc.load(folder)
+
+
+def test_a_plan_that_names_another_file(optimized, tmp_path):
+    plan = json.loads((optimized / FILE_NAME).read_text())
+    plan["calls"][0]["piece"] = "decode/9.pt2"
+    folder = damaged(optimized, tmp_path / "bad", **{FILE_NAME: json.dumps(plan).encode()})
+    with pytest.raises(dslc.UserError, match=r"names decode/9.pt2, which is not there"):
+        dslc.load(folder)
+
+
+def test_what_cannot_be_traced_is_said(monkeypatch):
+    program = dslc.compile("dsv3", set=SIZES)
+    broken = replace(program).code().replace("torch.sigmoid(", "print(1 / 0) or (")
+    with pytest.raises(dslc.UserError) as raised:
+        traced(broken, "float32")
+    assert str(raised.value) == (
+        "--optimize: a step of one token cannot be traced: division by zero"
+    )
