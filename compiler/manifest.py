@@ -126,7 +126,11 @@ class ParameterRow(_Row):
 
 
 class CacheRow(_Row):
-    """A cached value: per sequence and position ``shape``, row-major in the order of ``dims``."""
+    """A cached value: per sequence and position ``shape``, row-major in the order of ``dims``.
+
+    With ``last``, a sequence keeps so many of these, however long it is: those of its last
+    positions, or the state of a ``scan``.
+    """
 
     path: str
     ranges: tuple[Range, ...]
@@ -134,6 +138,7 @@ class CacheRow(_Row):
     shape: tuple[NonNegativeInt, ...]
     format: DType
     entries: tuple[str, ...]
+    last: NonNegativeInt | None = None
 
     @staticmethod
     def of(pattern: tensors.CachePattern) -> CacheRow:
@@ -144,6 +149,7 @@ class CacheRow(_Row):
             shape=pattern.shape,
             format=pattern.dtype,
             entries=pattern.entries,
+            last=pattern.last,
         )
 
     def pattern(self) -> tensors.CachePattern:
@@ -154,6 +160,7 @@ class CacheRow(_Row):
             shape=self.shape,
             dtype=self.format,
             entries=self.entries,
+            last=self.last,
         )
 
 

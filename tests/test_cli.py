@@ -151,6 +151,13 @@ def test_inspect_json_has_the_published_numbers(run):
     assert all(row.keys() == keys for row in found["blocks"])
 
 
+def test_inspect_counts_states_per_sequence(run):
+    found = run("inspect", "qwen3_next", "--json").json
+    assert found["kv_cache"] == {"bytes_per_token": 24_576, "bytes_per_sequence": 77_266_944}
+    assert "  state per sequence" in run("inspect", "qwen3_next").out
+    assert "  state per sequence" not in run("inspect", "qwen3_moe").out
+
+
 def test_inspect_for_people(run):
     result = run("inspect", "dsv3", "--dims", "small", "--sequence", 128)
     assert re.search(r"longest sequence +163,840 positions\n", result.out)

@@ -220,7 +220,7 @@ class Model(nn.Module):
         if capacity is not None:
             require(
                 f"a cache of {batch:,} x {capacity:,} positions",
-                batch * capacity * self.cache_bytes_per_token(),
+                batch * (capacity * self.cache_bytes_per_token() + self.state_bytes()),
                 self.device,
             )
         return Cache(batch, capacity)
@@ -276,8 +276,17 @@ class Model(nn.Module):
 
     def cache_bytes_per_token(self, entry: str = "main") -> int:
         """Bytes that one position of one sequence takes in a cache."""
+        return self._kept(entry, states=False)
+
+    def state_bytes(self, entry: str = "main") -> int:
+        """Bytes that a sequence takes in a cache however long it is: states, last positions."""
+        return self._kept(entry, states=True)
+
+    def _kept(self, entry: str, states: bool) -> int:
         width = {"act": self.dtype.itemsize, "f32": 4, "i64": 8, "bool": 1}
-        rows = [row for row in self.manifest.caches if entry in row.entries]
+        rows = [
+            r for r in self.manifest.caches if entry in r.entries and states == (r.last is not None)
+        ]
         return sum(row.pattern().elements * width[row.format] for row in rows)
 
     def named_parameters(self, prefix: str = "", *arguments: Any, **options: Any) -> Any:

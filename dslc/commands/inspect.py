@@ -52,7 +52,8 @@ def as_data(report: Report) -> dict[str, object]:
             "activated": report.activated,
             "mtp": report.others,
         },
-        "kv_cache": {"bytes_per_token": report.cache_bytes_per_token},
+        "kv_cache": {"bytes_per_token": report.cache_bytes_per_token}
+        | ({"bytes_per_sequence": state} if (state := report.state_bytes_per_sequence) else {}),
         "flops": {
             "forward_per_token": report.forward_flops,
             "training_per_token": report.training_flops,
@@ -62,6 +63,12 @@ def as_data(report: Report) -> dict[str, object]:
     }
 
 
+def _states(report: Report) -> list[tuple[str, str, str]]:
+    """What a sequence keeps beside its cache, if it does."""
+    kept = report.state_bytes_per_sequence
+    return [("state per sequence", f"{kept:,} bytes", "")] if kept else []
+
+
 def _print(report: Report, context: ContextRow | None) -> None:
     print(report.model)
     rows = [
@@ -69,6 +76,7 @@ def _print(report: Report, context: ContextRow | None) -> None:
         ("activated per token", f"{report.activated:,}", large(report.activated)),
         ("beside the main model", f"{report.others:,}", large(report.others)),
         ("cache per token, BF16", f"{report.cache_bytes_per_token:,} bytes", ""),
+        *_states(report),
         (
             f"FLOPs per token, sequence {report.sequence:,}",
             f"{flops(report.forward_flops)} forward",

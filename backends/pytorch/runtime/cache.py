@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +28,9 @@ class Cache:
     ``c_kv[s, c]`` it is ``[slots, capacity, c]``. Positions past a slot's length hold zeros, so
     that what masking multiplies by zero is never a stale infinity.
 
+    What a ``scan`` keeps has no positions: one value for each slot, ``[slots, ...]``, that of the
+    slot's last position.
+
     ``lengths`` says how many positions of each slot count; it moves when a step is committed, so
     that a step that failed, or that is run again through another entry point, leaves no trace.
 
@@ -45,6 +48,7 @@ class Cache:
         self.tokens: list[list[int]] = [[] for _ in range(slots)]
         self._grows = capacity is None
         self._memory: dict[str, tuple[Tensor, int]] = {}  # path: (memory, its time axis)
+        self._latest: dict[str, Tensor] = {}  # path: the state of each slot
 
     @property
     def grows(self) -> bool:
@@ -54,11 +58,12 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated so far."""
-        return sum(memory.nbytes for memory, _ in self._memory.values())
+        states = sum(state.nbytes for state in self._latest.values())
+        return states + sum(memory.nbytes for memory, _ in self._memory.values())
 
     def paths(self) -> list[str]:
         """What is remembered: ``layers.3.attn.c_kv``, in the order of first writing."""
-        return list(self._memory)
+        return [*self._memory, *self._latest]
 
     def holds(self, path: str) -> bool:
         """Has this value been written before?"""
@@ -94,7 +99,8 @@ class Cache:
         """Keep only the first ``lengths[i]`` positions of slot i (or of ``slots[i]``).
 
         Raises:
-            ValueError: a slot is shorter than that, or the number of lengths is wrong.
+            ValueError: a slot is shorter than that, or the number of lengths is wrong; or the model
+                keeps a state, and the slot would end neither where it does nor empty.
         """
         wanted = [int(n) for n in (lengths.tolist() if isinstance(lengths, Tensor) else lengths)]
         chosen = list(range(self.slots)) if slots is None else list(slots)
@@ -103,6 +109,11 @@ class Cache:
         for slot, length in zip(chosen, wanted, strict=True):
             if not 0 <= length <= self.lengths[slot]:
                 raise ValueError(f"slot {slot} holds {self.lengths[slot]} positions, not {length}")
+            if self._latest and length not in (0, self.lengths[slot]):
+                raise ValueError(
+                    f"slot {slot} cannot end at {length} of its {self.lengths[slot]} positions: "
+                    f"'{next(iter(self._latest))}' is a state, kept as it is after the last one"
+                )
         for slot, length in zip(chosen, wanted, strict=True):
             self._cut(slot, length)
 
@@ -153,8 +164,32 @@ class Cache:
             rows = memory.index_select(0, step.slot_of_sequence)
         return rows.narrow(at, 0, step.history)
 
-    def commit(self, slots: Iterable[int], lengths: Iterable[int]) -> None:
-        """Let the slots' lengths be these: their new positions count from now on."""
+    def recall(self, path: str, start: Tensor, step: Step) -> Tensor:
+        """The states of a step's sequences: ``start``, ``[batch, ...]``, for those that begin."""
+        if path not in self._latest:
+            return start
+        found = self._latest[path][step.slot_of_sequence]
+        if all(step.starts):
+            return found
+        begun = torch.tensor(step.starts).to(start.device) > 0
+        return torch.where(begun.reshape(-1, *[1] * (start.ndim - 1)), found, start)
+
+    def commit(
+        self,
+        slots: Sequence[int],
+        lengths: Iterable[int],
+        states: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Let the slots' lengths be these: their new positions count from now on.
+
+        Args:
+            states: by path, ``[len(slots), ...]``: what scans keep after these positions.
+        """
+        for path, state in (states or {}).items():
+            if path not in self._latest:
+                shape = (self.slots, *state.shape[1:])
+                self._latest[path] = torch.zeros(shape, dtype=state.dtype, device=state.device)
+            self._latest[path][list(slots)] = state
         for slot, length in zip(slots, lengths, strict=True):
             self.lengths[slot] = length
 
