@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dslc
-from compiler import directory, manifest
+from compiler import directory, manifest, tensors
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
 from compiler.pipeline import STAGES, Compiled, compile_model
@@ -32,6 +32,7 @@ class Program:
     compiled: Compiled
     backend: str = "pytorch"
     target: str = "cpu"
+    checkpoint: Path | None = None  # that the dims came from
 
     @property
     def name(self) -> str:
@@ -100,9 +101,7 @@ class Program:
             "model.py": self.code().encode(),
         }
         if optimize is not None:
-            from backends.pytorch.ahead.build import build  # torch, and Inductor: seconds
-
-            files |= build(self.code(), optimize, progress=progress)
+            files |= self._ahead(optimize, progress)
         source = self.compiled.source
         config = {
             name: declared.keys
@@ -120,6 +119,17 @@ class Program:
             target=self.target,
         )
         directory.write(Path(path), about, files)
+
+    def _ahead(self, dtype: str, progress: Callable[[str], None]) -> dict[str, bytes]:
+        """The files of a compiled decode step."""
+        from backends.pytorch.ahead.build import build, stored_blocks  # torch, and Inductor
+
+        blocked = {}
+        if self.checkpoint is not None:
+            elaborated = self.compiled.after(STAGES[0])
+            patterns, ignored = tensors.patterns(elaborated), tensors.ignored(elaborated)
+            blocked = stored_blocks(self.checkpoint, patterns, ignored)
+        return build(self.code(), dtype, progress=progress, blocked=blocked)
 
 
 def compile_file(
@@ -159,4 +169,4 @@ def compile_file(
             f"deployment '{deploy}' has no mistakes, but programs are not compiled for deployments "
             f"yet; dslc inspect {file} --deploy {deploy} shows it"
         )
-    return Program(compiled, backend, target)
+    return Program(compiled, backend, target, checkpoint)

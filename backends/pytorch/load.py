@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
 
 from backends.pytorch import initialise, weights
 from backends.pytorch.ahead.decoder import Decoder, loaded, obstacle, read_plan
+from backends.pytorch.allocate import Memory
 from backends.pytorch.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.inputs import InputError
 from backends.pytorch.memory import require
-from backends.pytorch.model import Model, attribute_path
+from backends.pytorch.model import Model
 from backends.pytorch.problems import listing
 from compiler.manifest import Manifest, ManifestError, digest, read, verified_files
-from compiler.tensors import Pattern, Tensor
 
 CODE = "model.py"
 SOURCE_GRAPH = "source.txt"  # before passes rewrite it: has every value the source names
@@ -79,16 +78,16 @@ def load(
     stored = found.checkpoint.dtype if found else None
     run_dtype = dtype_of(dtype or stored or (plan.dtype if plan else torch.float32))
     notes = [*differences, *_notes(found)]
-    if plan and (reason := obstacle(plan, place, run_dtype)):
+    if plan and (reason := obstacle(plan, place, run_dtype, found)):
         notes.append(f"the compiled decode step is not used: {reason}")
         plan = None
     unavailable = found.unavailable if found else {}
     needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
-    width = {"act": run_dtype.itemsize, "f32": 4}
-    require("loading the weights", sum(p.elements * width[p.dtype] for p in needed), place)
+    pieces = loaded(plan, files) if plan else {}
 
     module = _emitted(directory, files).build("meta", run_dtype)  # no memory yet
-    memory = _Memory(module, place, run_dtype, plan.arrays() if plan else {})
+    memory = Memory(module, place, run_dtype, plan, pieces)
+    require("loading the weights", sum(memory.needed(p) for p in needed), place)
     if found:
         weights.fill(found, memory.of, progress)
     else:
@@ -102,89 +101,8 @@ def load(
             warnings.warn(sentence, stacklevel=3)  # of dslc.load
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
     code = files[CODE].decode()
-    decoder = Decoder(plan, loaded(plan, files), memory.weight) if plan else None
+    decoder = Decoder(plan, pieces, memory.weight) if plan else None
     return Model(module, manifest, memory.names, unavailable, notes, source, code, decoder)
-
-
-class _Memory:
-    """Gives the emitted module real parameters, one by one, in place of those without memory."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        device: torch.device,
-        dtype: torch.dtype,
-        arrays: Mapping[str, Container[str]],
-    ):
-        """
-        Args:
-            arrays: whose blocks' tensors lie behind one another: by the array's path, the paths
-                within a block.
-        """
-        self.module = module
-        self.device = device
-        self.dtype = dtype
-        self.arrays = arrays
-        self.names: dict[str, str] = {}  # the checkpoint's, by the module's
-        self._stacks: dict[str, torch.Tensor] = {}  # by path, with * for the number
-
-    def of(self, tensor: Tensor) -> torch.Tensor:
-        """Memory for a tensor; the module's from now on."""
-        dtype = self.dtype if tensor.dtype == "act" else torch.float32
-        path = attribute_path(tensor.path)
-        made = self._allocated(path, tensor.shape, dtype)
-        self._put(path, made, tensor.pattern.role == "param")
-        self.names[path] = tensor.name
-        return made
-
-    def _allocated(self, path: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        parts = path.split(".")
-        for at, part in enumerate(parts):
-            array, rest = ".".join(parts[:at]), ".".join(parts[at + 1 :])
-            if part.isdigit() and rest in self.arrays.get(array, ()):
-                numbers = [name for name, _ in self.module.get_submodule(array).named_children()]
-                stack = f"{array}.*.{rest}"
-                if stack not in self._stacks:
-                    size = (len(numbers), *shape)
-                    self._stacks[stack] = torch.empty(size, dtype=dtype, device=self.device)
-                return self._stacks[stack][numbers.index(part)]
-        return torch.empty(shape, dtype=dtype, device=self.device)
-
-    def weight(self, path: str) -> torch.Tensor:
-        """What was made for an attribute path; with ``*`` for a number, all of the array's."""
-        if path in self._stacks:
-            return self._stacks[path]
-        owner, name = self._owner(path)
-        found: torch.Tensor = getattr(owner, name)
-        return found.detach()
-
-    def _put(self, path: str, made: torch.Tensor | None, trained: bool) -> None:
-        owner, name = self._owner(path)
-        there = getattr(owner, name)
-        if made is not None and there.shape != made.shape:
-            raise ManifestError(
-                f"{CODE} and the manifest disagree on {path}: {list(there.shape)} and "
-                f"{list(made.shape)}"
-            )
-        if trained:
-            setattr(owner, name, None if made is None else nn.Parameter(made))
-        else:
-            setattr(owner, name, made)
-
-    def _owner(self, path: str) -> tuple[nn.Module, str]:
-        owner, _, name = path.rpartition(".")
-        return self.module.get_submodule(owner), name
-
-    def complete(self, patterns: Iterable[Pattern], needed: Container[Pattern]) -> None:
-        """What has not been filled: zeros if an entry might read it, else left out, so that it
-        takes no memory and is not in the state dict."""
-        for pattern in patterns:
-            for tensor in pattern.tensors():
-                path = attribute_path(tensor.path)
-                if pattern not in needed:
-                    self._put(path, None, pattern.role == "param")
-                elif path not in self.names:
-                    self.of(tensor).zero_()
 
 
 def _emitted(directory: Path, files: dict[str, bytes]) -> ModuleType:

@@ -14,7 +14,7 @@ from backends.pytorch.ahead.decoder import Decoder
 from backends.pytorch.generate import generate
 from backends.pytorch.inputs import InputError, NotAvailable, counts_of, packed, unpacked
 from backends.pytorch.memory import require
-from backends.pytorch.names import attribute
+from backends.pytorch.names import attribute_path
 from backends.pytorch.problems import listing, message, told
 from backends.pytorch.runtime import Cache, Step
 from compiler.manifest import EntryRow, Manifest
@@ -305,12 +305,6 @@ class Model(nn.Module):
                 f"'{entry}' is not available: the checkpoint lacks {listing(lacking, 3)}"
             )
         return self.manifest.entries[entry]
-
-
-def attribute_path(path: str) -> str:
-    """Where an emitted model keeps a parameter: ``layers[3].mlp.W`` is ``layers.3.mlp.W``."""
-    parts = path.replace("[", ".").replace("]", "").split(".")
-    return ".".join(part if part.isdigit() else attribute(part) for part in parts)
 
 
 def _rename_to_checkpoint(

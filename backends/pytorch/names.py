@@ -41,6 +41,12 @@ def attribute(name: str) -> str:
     return name
 
 
+def attribute_path(path: str) -> str:
+    """Where an emitted model keeps a parameter: ``layers[3].mlp.W`` is ``layers.3.mlp.W``."""
+    parts = path.replace("[", ".").replace("]", "").split(".")
+    return ".".join(part if part.isdigit() else attribute(part) for part in parts)
+
+
 class Scope:
     """Hands out names, each once."""
 

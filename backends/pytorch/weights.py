@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.checkpoint import Checkpoint, CheckpointError, Match, Source
 from backends.pytorch.tensorfile import DTYPES, Reader, Stored, TensorFileError
 from compiler.tensors import Tensor
@@ -60,6 +61,10 @@ class _Filler:
         stored = source.stored
         if source.scale is not None:
             assert self.checkpoint.block is not None
+            if isinstance(into, BlockedWeight):
+                self.weights.read(stored, into.data8.view(torch.float8_e4m3fn))
+                self.scales.read(source.scale, into.scale)
+                return
             scale = self.scales.read(source.scale)
             dequantise(self._read(stored), scale, self.checkpoint.block, into)
             return

@@ -17,11 +17,12 @@ SETTINGS = [
     {"attn_implementation": "sdpa", "experts_implementation": "grouped_mm"},
     {"attn_implementation": "sdpa", "experts_implementation": "batched_mm"},
 ]
-TRIED = 8  # tokens decoded to choose among the settings
+# What the settings are chosen by: few tokens, as one of them gathers weights for each.
+TRIAL_PROMPT, TRIAL_NEW = 32, 8
 
 
 class WithTransformers:
-    """The first rounds try the settings; prefill and decode each go on with their fastest."""
+    """Loading tries the settings; prefill and decode each go on with their fastest."""
 
     def __init__(self, setup: Setup):
         try:
@@ -38,13 +39,13 @@ class WithTransformers:
             ).eval()
         except Exception as error:  # whatever it raises for a model that it does not know
             raise Absent(f"it cannot load the checkpoint: {str(error).splitlines()[0]}") from None
-        trial = [1 + i % 100 for i in range(setup.prompt)]
+        trial = [1 + i % 100 for i in range(TRIAL_PROMPT)]
         tried = []
         for setting in SETTINGS:
             try:
                 self._choose(setting)
                 self._run(trial, 2)
-                prefill, decode, _ = self._run(trial, TRIED)
+                prefill, decode, _ = self._run(trial, TRIAL_NEW)
             except Exception:  # this model or version does not know the setting
                 continue
             tried.append((prefill, decode, setting))

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import platform
+import re
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torch._inductor import aoti_compile_and_package
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
+from backends.pytorch.ahead.blocks import SHIMS, NeedsWide, widened
 from backends.pytorch.ahead.pieces import cut
 from backends.pytorch.ahead.plan import FILE_NAME, Call, Plan
 from backends.pytorch.ahead.processor import features
+from backends.pytorch.checkpoint import match, open_checkpoint
+from backends.pytorch.names import attribute_path
 from compiler.errors import UserError
+from compiler.tensors import Pattern
 
 RUNTIME = "from backends.pytorch.runtime import"
 TRACED_WITH = "from backends.pytorch.ahead.onetoken import"
+WIDEN = "decode/widen.pt2"
 OPTIONS: dict[str, Any] = {
     "cpp.dynamic_threads": True,  # as many as the process that runs it has
     "aot_inductor.package_constants_in_so": True,  # tables: weights are arguments
+    "aot_inductor.custom_ops_to_c_shims": SHIMS,
 }
 
 
 def build(
-    code: str, dtype: str, entry: str = "main", progress: Callable[[str], None] = lambda _: None
+    code: str,
+    dtype: str,
+    entry: str = "main",
+    progress: Callable[[str], None] = lambda _: None,
+    blocked: Mapping[str, tuple[int, int]] = MappingProxyType({}),
 ) -> dict[str, bytes]:
     """The files of a compiled decode step, for this machine's CPU.
 
@@ -40,11 +51,14 @@ def build(
         code: the text of ``model.py``.
         dtype: of weights and activations.
         progress: told what is being compiled.
+        blocked: attribute paths of weights that are stored as E4M3 bytes with a scale for each
+            block, and the rows and columns of a block. Those that are only ever multiplied with
+            rows are read as they are stored.
 
     Raises:
         UserError: the step cannot be traced or compiled; the message says why.
     """
-    plan, programs = traced(code, dtype, entry)
+    plan, programs = traced(code, dtype, entry, blocked)
     files = {}
     for number, (name, program) in enumerate(programs.items()):
         progress(f"machine code, {number + 1} of {len(programs)}")
@@ -52,26 +66,42 @@ def build(
     return {**files, FILE_NAME: (plan.model_dump_json(indent=1) + "\n").encode()}
 
 
-def traced(code: str, dtype: str, entry: str = "main") -> tuple[Plan, dict[str, ExportedProgram]]:
+def traced(
+    code: str,
+    dtype: str,
+    entry: str = "main",
+    blocked: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> tuple[Plan, dict[str, ExportedProgram]]:
     """A decode step as programs that can be compiled, or run as they are, by their files' names.
 
     Raises:
         UserError: the step cannot be traced.
     """
+    left = dict(blocked)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of what it deprecates
-        try:
-            with FakeTensorMode():
-                pieces = cut(_model(code, getattr(torch, dtype)), entry)
-        except Exception as error:  # torch raises many kinds
-            raise UserError(
-                f"--optimize: a step of one token cannot be traced: {_first_line(error)}"
-            ) from error
+        while True:
+            try:
+                with FakeTensorMode():
+                    pieces = cut(_model(code, getattr(torch, dtype)), entry, left)
+                break
+            except NeedsWide as needs:  # here, and in all layers like this one
+                left = {p: b for p, b in left.items() if _any_number(p) != _any_number(needs.path)}
+            except Exception as error:  # torch raises many kinds
+                raise UserError(
+                    f"--optimize: a step of one token cannot be traced: {_first_line(error)}"
+                ) from error
+    block = next(iter(left.values()), None)
+    programs = {_file(number): program for number, program in enumerate(pieces.programs)}
+    if block:
+        programs[WIDEN] = _widening(block, getattr(torch, dtype))
     plan = Plan(
         dtype=dtype,
         torch=torch.__version__,
         machine=platform.machine(),
         features=features(),
+        block=block,
+        widen=WIDEN if block else None,
         calls=tuple(
             Call(
                 piece=_file(use.piece),
@@ -84,7 +114,38 @@ def traced(code: str, dtype: str, entry: str = "main") -> tuple[Plan, dict[str, 
         ),
         logits=pieces.logits,
     )
-    return plan, {_file(number): program for number, program in enumerate(pieces.programs)}
+    return plan, programs
+
+
+def stored_blocks(
+    checkpoint: Path, patterns: Sequence[Pattern], ignored: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """Which weights a checkpoint holds in E4M3, and its blocks: ``blocked`` of ``build``.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the model.
+    """
+    opened = open_checkpoint(checkpoint)
+    if opened.block is None:
+        return {}
+    sources = match(opened, list(patterns), tuple(ignored)).sources
+    return {attribute_path(s.tensor.path): opened.block for s in sources if s.scale is not None}
+
+
+def _widening(block: tuple[int, int], dtype: torch.dtype) -> ExportedProgram:
+    """``blocks.widened`` for matrices of any size."""
+
+    class Widen(nn.Module):
+        def forward(self, data: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return widened(data, scale, *block, dtype)
+
+    data, scale = torch.zeros(7, 5, dtype=torch.uint8), torch.zeros(3, 2)
+    sizes = [{0: Dim.AUTO, 1: Dim.AUTO}, {0: Dim.AUTO, 1: Dim.AUTO}]
+    return torch.export.export(Widen(), (data, scale), dynamic_shapes=sizes, strict=False)
+
+
+def _any_number(path: str) -> str:
+    return re.sub(r"\.(\d+|\*)(?=\.)", ".*", path)
 
 
 def _model(code: str, dtype: torch.dtype) -> nn.Module:

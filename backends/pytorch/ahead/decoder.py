@@ -16,6 +16,8 @@ from torch._inductor.package.package import load_package
 
 from backends.pytorch.ahead.plan import FILE_NAME, Plan
 from backends.pytorch.ahead.processor import features
+from backends.pytorch.checkpoint import Match
+from backends.pytorch.names import attribute_path
 from backends.pytorch.runtime import Step
 from compiler.manifest import ManifestError
 
@@ -36,14 +38,27 @@ def read_plan(files: Mapping[str, bytes]) -> Plan | None:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ManifestError(f"{FILE_NAME}: {place}: {first['msg']}") from None
-    for call in plan.calls:
-        if call.piece not in files:
-            raise ManifestError(f"{FILE_NAME} names {call.piece}, which is not there")
+    for name in [*(call.piece for call in plan.calls), *([plan.widen] if plan.widen else [])]:
+        if name not in files:
+            raise ManifestError(f"{FILE_NAME} names {name}, which is not there")
     return plan
 
 
-def obstacle(plan: Plan, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a plan cannot be run here; None if it can."""
+def obstacle(
+    plan: Plan, device: torch.device, dtype: torch.dtype, found: Match | None = None
+) -> str | None:
+    """Why a plan cannot be run here; None if it can.
+
+    Args:
+        found: the checkpoint that is to be loaded.
+    """
+    if plan.block:
+        if found is None or found.checkpoint.block != plan.block:
+            return f"it is for FP8 weights in blocks of {plan.block[0]} x {plan.block[1]}"
+        for source in found.sources:
+            path = attribute_path(source.tensor.path)
+            if source.scale is None and plan.place(path)[0] in plan.blocked:
+                return f"it is for FP8 weights, and {source.stored.name} is not"
     if device.type != "cpu":
         return f"it is for the CPU, the model is on {device}"
     if str(dtype).removeprefix("torch.") != plan.dtype:
@@ -116,7 +131,8 @@ def loaded(plan: Plan, files: Mapping[str, bytes]) -> dict[str, Run]:
         ManifestError: torch cannot load one.
     """
     try:
-        return {name: _loaded(files[name]) for name in sorted({c.piece for c in plan.calls})}
+        names = {call.piece for call in plan.calls} | ({plan.widen} if plan.widen else set())
+        return {name: _loaded(files[name]) for name in sorted(names)}
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ManifestError(f"the compiled decode step cannot be loaded: {reason}") from None

@@ -7,14 +7,15 @@ blocks are chosen by index instead of in a loop, and the history's length is sym
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from backends.pytorch.ahead.blocks import Blocks
 from backends.pytorch.runtime import Cache, Numbered, Step, gather, inf, making, named, softmax
 from backends.pytorch.runtime.attention import Term, Visible
 
@@ -35,6 +36,7 @@ __all__ = [
     "stacks",
     "table",
     "top",
+    "with_weights",
 ]
 
 # Up to this many candidates are ranked by comparing each with each, which a compiler fuses; more
@@ -42,7 +44,7 @@ __all__ = [
 MOST_RANKED = 512
 
 Extend = Callable[[str, Tensor], Tensor]
-Stacked = Callable[[nn.Module], dict[str, Tensor]]
+Stacked = Callable[[nn.Module], "dict[str, Tensor | Blocks]"]
 
 _stacks: ContextVar[Stacked] = ContextVar("stacks")
 
@@ -126,6 +128,7 @@ def top(x: Tensor, count: int, axis: int = -1) -> tuple[Tensor, Tensor]:
     wanted = torch.arange(count, device=x.device)[:, None]
     along = torch.arange(x.shape[-1], device=x.device)
     places = torch.where(_ranks(x)[..., None, :] == wanted, along, 0).sum(-1)
+    places = places.clamp(max=x.shape[-1] - 1)  # NaN are before nothing: all of them are first
     return x.gather(-1, places).movedim(-1, axis), places.movedim(-1, axis)
 
 
@@ -172,20 +175,23 @@ def apply(
     block = blocks[start]
     first = next(i for i, b in enumerate(blocks.children()) if b is block)
     chosen = pick.flatten() + first
-    weights = {n: w.index_select(0, chosen) for n, w in _stacks.get()(blocks).items()}
+    stacked = _stacks.get()(blocks)
+    weights = {n: w.index_select(0, chosen) for n, w in stacked.items() if isinstance(w, Tensor)}
+    blocked = {n: w for n, w in stacked.items() if isinstance(w, Blocks)}
     rows = [
         a if i in whole else a.expand(*pick.shape, *a.shape[pick.ndim :]).flatten(0, pick.ndim - 1)
         for i, a in enumerate(args)
     ]
 
-    def one(own: dict[str, Tensor], *given: Tensor) -> Tensor:
-        under = [a if i in whole else a[None] for i, a in enumerate(given)]
-        renamed = {f"block.{n}": w for n, w in own.items()}
-        result: Tensor = torch.func.functional_call(_Method(block, method), renamed, tuple(under))
-        return result[0]
+    def one(own: dict[str, Tensor], number: Tensor, *given: Tensor) -> Tensor:
+        under = tuple(a if i in whole else a[None] for i, a in enumerate(given))
+        picked = {n: w.picked(number) for n, w in blocked.items()}
+        called = getattr(type(block), method)
+        held: dict[str, Tensor | Blocks] = {**own, **picked}
+        return with_weights(block, called, held, (block, *under))[0]
 
-    over = (0, *(None if i in whole else 0 for i in range(len(rows))))
-    results: Tensor = torch.vmap(one, over)(weights, *rows)
+    over = (0, 0, *(None if i in whole else 0 for i in range(len(rows))))
+    results: Tensor = torch.vmap(one, over)(weights, chosen, *rows)
     return results.unflatten(0, pick.shape)
 
 
@@ -206,14 +212,45 @@ def experts(
     return (weights * results.float()).sum(pick.ndim - 1).to(dtype)
 
 
-class _Method(nn.Module):
-    """A method of a block as a module's ``forward``, past whatever stands in the instance."""
+def with_weights(
+    owner: nn.Module,
+    method: Callable[..., Tensor],
+    weights: Mapping[str, Tensor | Blocks],
+    args: Sequence[Any],
+) -> Tensor:
+    """What a method gives while the owner's weights are these."""
+    plain = {f"owner.{n}": w for n, w in weights.items() if isinstance(w, Tensor)}
+    with ExitStack() as stack:
+        for path, blocks in weights.items():
+            if isinstance(blocks, Blocks):
+                place, _, name = path.rpartition(".")
+                stack.enter_context(_instead(owner.get_submodule(place), name, blocks))
+        call = _Call(owner, method)
+        result: Tensor = torch.func.functional_call(call, plain, tuple(args), strict=False)
+    return result
 
-    def __init__(self, block: nn.Module, method: str):
+
+@contextmanager
+def _instead(module: nn.Module, name: str, blocks: Blocks) -> Iterator[None]:
+    """Within, an attribute is no parameter: what stands in the instance is found first."""
+    before = module.__dict__.get(name)  # of a caller
+    module.__dict__[name] = blocks
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__[name]
+        else:
+            module.__dict__[name] = before
+
+
+class _Call(nn.Module):
+    """A method of a module, so that the module's weights can be replaced while it runs."""
+
+    def __init__(self, owner: nn.Module, method: Callable[..., Tensor]):
         super().__init__()
-        self.block = block
+        self.owner = owner
         self.method = method
 
-    def forward(self, *args: Tensor) -> Tensor:
-        result: Tensor = getattr(type(self.block), self.method)(self.block, *args)
-        return result
+    def forward(self, *args: Any) -> Tensor:
+        return self.method(*args)

@@ -7,9 +7,10 @@ is compiled does not grow with depth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,21 +55,25 @@ class Pieces:
     logits: int = 0
 
 
-def cut(model: nn.Module, entry: str) -> Pieces:
+def cut(
+    model: nn.Module, entry: str, blocked: Mapping[str, tuple[int, int]] = MappingProxyType({})
+) -> Pieces:
     """Trace a step of one token through an entry of an emitted model.
 
     Value 0 is the token, value 1 its place.
 
     Args:
         model: made from text that imports ``onetoken``; its weights may be fake tensors.
+        blocked: see ``Traced``.
 
     Raises:
+        NeedsWide: a blocked weight is used by more than products with rows.
         Exception: torch raises many kinds for what it cannot trace.
     """
     layers = _layers(model)
     token, index = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
     with _opaque(layers):
-        traced = Traced(getattr(model, entry), [token], index, model, without=set(layers))
+        traced = Traced(getattr(model, entry), [token], index, model, set(layers), blocked)
         segments = Segments(traced, traced.export(), BLOCK)
     made = Pieces()
     kinds: dict[object, tuple[int, Traced]] = {}
@@ -78,10 +83,14 @@ def cut(model: nn.Module, entry: str) -> Pieces:
             layer = layers[part.args[0]]  # type: ignore[index]
             args: list[fx.Node] = list(part.args[1])  # type: ignore[arg-type]
             examples = [node.meta["val"] for node in args]
-            kind = (_alike(layer), tuple((tuple(x.shape), x.dtype) for x in examples))
+            start = f"{layer.path}."
+            within = [p.removeprefix(start) for p in blocked if p.startswith(start)]
+            shapes = tuple((tuple(x.shape), x.dtype) for x in examples)
+            kind = (_alike(layer), shapes, tuple(sorted(within)))
             if kind not in kinds:
                 plain = [fresh(x) for x in examples]
-                kinds[kind] = (len(made.programs), Traced(_method(layer), plain, index, layer))
+                one = Traced(_method(layer), plain, index, layer, blocked=blocked)
+                kinds[kind] = (len(made.programs), one)
                 made.programs.append(kinds[kind][1].export())
             piece, one = kinds[kind]
             caches = [_moved(path, one.owner, layer) for path in one.caches]

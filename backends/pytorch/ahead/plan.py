@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 FILE_NAME = "decode.json"
+SCALE = "#scale"
 
 
 class _Row(BaseModel):
@@ -21,7 +24,9 @@ class Call(_Row):
     piece: str  # the file of the package
     values: tuple[NonNegativeInt, ...]
     caches: tuple[str, ...]  # paths in the cache; views [history, ...] are given, and written to
-    weights: tuple[str, ...]  # attribute paths in the model; of an array, with * for its number
+    # Attribute paths in the model; of an array, with * for its number; with #scale behind it, the
+    # scales of a weight whose bytes stand under the path.
+    weights: tuple[str, ...]
     results: tuple[NonNegativeInt, ...]
 
 
@@ -32,15 +37,38 @@ class Plan(_Row):
     torch: str  # the version that compiled it, whose packages others need not read
     machine: str  # platform.machine()
     features: tuple[str, ...]  # of the CPU, that the code may use
+    block: tuple[int, int] | None = None  # rows and columns with one scale, where there are such
+    widen: str | None = None  # the package that widens a weight with scales
     calls: tuple[Call, ...]
     logits: NonNegativeInt  # the value that is the result [1, vocab]
 
+    @cached_property
+    def blocked(self) -> frozenset[str]:
+        """The attribute paths of weights that are kept as bytes and scales."""
+        return frozenset(
+            path.removesuffix(SCALE)
+            for call in self.calls
+            for path in call.weights
+            if path.endswith(SCALE)
+        )
+
+    @cached_property
     def arrays(self) -> dict[str, frozenset[str]]:
         """What is stacked: by the array's path, the attribute paths in each of its blocks."""
         found: dict[str, set[str]] = {}
         for call in self.calls:
             for path in call.weights:
                 array, star, rest = path.partition(".*.")
-                if star:
+                if star and not rest.endswith(SCALE):
                     found.setdefault(array, set()).add(rest)
         return {array: frozenset(rest) for array, rest in found.items()}
+
+    def place(self, path: str) -> tuple[str, str | None, str]:
+        """The path of a stack with ``*`` for the number, the array's path, and the number; the path
+        itself and no array for what is in no stack."""
+        parts = path.split(".")
+        for at, part in enumerate(parts):
+            array, rest = ".".join(parts[:at]), ".".join(parts[at + 1 :])
+            if part.isdigit() and rest in self.arrays.get(array, ()):
+                return f"{array}.*.{rest}", array, part
+        return path, None, ""

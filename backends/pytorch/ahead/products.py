@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+from backends.pytorch.ahead.blocks import Blocks
+
 MATMUL = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
@@ -28,6 +30,8 @@ class OneRow(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if any(isinstance(a, Blocks) for a in args):
+            return Blocks.__torch_function__(func, types, args, kwargs)
         if func is linear and not kwargs and _one(args[0].shape[:-1]):
             return _linear(*args)
         if func in MATMUL and args[1].ndim == 2 and _one(args[0].shape[:-1]):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from backends.pytorch.ahead.onetoken import OneToken, stacks
+from backends.pytorch.ahead.blocks import Blocks
+from backends.pytorch.ahead.onetoken import OneToken, stacks, with_weights
+from backends.pytorch.ahead.plan import SCALE
 from backends.pytorch.ahead.products import OneRow
 
 EXAMPLE_HISTORY = 71  # any length above 1: what is traced holds for all of them
@@ -35,9 +38,12 @@ class Traced:
         index: Tensor,
         owner: nn.Module,
         without: Container[nn.Module] = (),
+        blocked: Mapping[str, tuple[int, int]] = MappingProxyType({}),
     ):
         """
         Args:
+            blocked: attribute paths in the model of weights that are bytes with a scale for each
+                block, and the rows and columns of a block.
             values: examples of what the method is given beside the step.
             index: an example of the token's place, int64 [1].
             without: modules within the owner whose weights it does not read.
@@ -48,6 +54,8 @@ class Traced:
         self.owner = owner
         self.caches: dict[str, Tensor] = {}
         self.weights: dict[str, Tensor] = {}
+        self._blocked = blocked
+        self._block = next(iter(blocked.values()), (1, 1))
         self._arrays: dict[nn.Module, str] = {}  # read by index: how their weights' paths begin
         self._collect(owner, without)
         self._run(self.values, self.index, self._noted, self.weights, EXAMPLE_HISTORY)
@@ -55,12 +63,39 @@ class Traced:
     def _collect(self, module: nn.Module, without: Container[nn.Module], path: str = "") -> None:
         held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in held:
-            self.weights[path + name] = tensor.detach()
+            self._add(path + name, self._absolute(path + name), tensor)
         for name, child in module.named_children():
             if child not in without:
                 self._collect(child, without, f"{path}{name}.")
 
-    def _stacked(self, blocks: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _absolute(self, path: str) -> str:
+        """An attribute path in the model, of one in the owner."""
+        return f"{self.owner.path}.{path}" if self.owner.path else path
+
+    def _add(self, name: str, path: str, tensor: Tensor, count: int | None = None) -> None:
+        """An example of a weight, or of the stack of ``count`` of them."""
+        lead = () if count is None else (count,)
+        if path not in self._blocked:
+            self.weights[name] = tensor.new_empty(*lead, *tensor.shape)
+            return
+        sizes = zip(tensor.shape, self._blocked[path], strict=True)
+        scales = [-(-size // along) for size, along in sizes]
+        self.weights[name] = torch.empty(*lead, *tensor.shape, dtype=torch.uint8)
+        self.weights[name + SCALE] = torch.empty(*lead, *scales)
+
+    def _given(self, start: str, weights: dict[str, Tensor]) -> dict[str, Tensor | Blocks]:
+        """Weights whose names begin like this, by the rest of them; blocked ones as such."""
+        found: dict[str, Tensor | Blocks] = {}
+        for name, tensor in weights.items():
+            if not name.startswith(start) or name.endswith(SCALE):
+                continue
+            scale = weights.get(name + SCALE)
+            path = self._absolute(name)
+            given = tensor if scale is None else Blocks(path, tensor, scale, self._block)
+            found[name.removeprefix(start)] = given
+        return found
+
+    def _stacked(self, blocks: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor | Blocks]:
         """What ``onetoken.apply`` reads: an array's weights, by their names within a block."""
         if blocks not in self._arrays:  # only in the first run
             path = next(name for name, module in self.owner.named_modules() if module is blocks)
@@ -68,10 +103,9 @@ class Traced:
                 del weights[name]
             count, first = len(list(blocks.children())), next(iter(blocks.children()))
             for name, tensor in [*first.named_parameters(), *first.named_buffers()]:
-                weights[f"{path}.*.{name}"] = tensor.new_empty(count, *tensor.shape)
+                self._add(f"{path}.*.{name}", f"{first.path}.{name}", tensor, count)
             self._arrays[blocks] = f"{path}.*."
-        start = self._arrays[blocks]
-        return {n.removeprefix(start): w for n, w in weights.items() if n.startswith(start)}
+        return self._given(self._arrays[blocks], weights)
 
     def _noted(self, path: str, x: Tensor) -> Tensor:
         self.caches[path] = x.new_empty(EXAMPLE_HISTORY, *x.shape[1:])
@@ -85,12 +119,10 @@ class Traced:
         weights: dict[str, Tensor],
         history: Any,
     ) -> Tensor:
-        called = _Call(self.owner, self.method)
-        plain = {f"owner.{n}": w for n, w in weights.items() if "*" not in n}
+        plain = {n: w for n, w in self._given("", weights).items() if "*" not in n}
         step = OneToken(index, extend, history)
         with torch.no_grad(), stacks(lambda blocks: self._stacked(blocks, weights)), OneRow():
-            result: Tensor = torch.func.functional_call(called, plain, (step, *values))
-        return result
+            return with_weights(self.owner, self.method, plain, (step, *values))
 
     def export(self) -> ExportedProgram:
         """The trace, a program on lists of values (the place behind them), caches and weights.
@@ -127,18 +159,6 @@ class Traced:
 
 
 HISTORY = {0: Dim("history", min=2, max=MOST_HISTORY)}
-
-
-class _Call(nn.Module):
-    """A method of a module, so that the module's weights can be replaced while it runs."""
-
-    def __init__(self, owner: nn.Module, method: Method):
-        super().__init__()
-        self.owner = owner
-        self.method = method
-
-    def forward(self, *args: Any) -> Tensor:
-        return self.method(*args)
 
 
 def fresh(x: Tensor) -> Tensor:
