@@ -40,19 +40,28 @@ class RunError(Exception):
 @dataclass
 class CacheState:
     """What one sequence has cached: for each ``cached`` name of each module, a tensor whose last
-    axis is the history. One state belongs to one entry point of one model."""
+    axis is the history; for each ``scan``, its value at the last token. One state belongs to one
+    entry point of one model."""
 
     length: int = 0
     stored: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    latest: dict[tuple[str, str], Named] = field(default_factory=dict)
 
     def truncate(self, length: int) -> None:
-        """Forget all positions from ``length`` on."""
+        """Forget all positions from ``length`` on.
+
+        Raises:
+            RunError: what a ``scan`` was at an earlier token is not known any more.
+        """
+        if self.latest and 0 < length < self.length:
+            raise RunError(f"the state after {self.length} positions is kept, not after {length}")
         self.length = min(self.length, length)
         self.stored = {k: v[..., : self.length] for k, v in self.stored.items()}
+        self.latest = self.latest if self.length else {}
 
     def copy(self) -> CacheState:
         """A second state that goes its own way (tensors are never written in place)."""
-        return CacheState(self.length, dict(self.stored))
+        return CacheState(self.length, dict(self.stored), dict(self.latest))
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Step:
     branches: Branches
     trace: dict[str, Tensor] | None
     known: dict[tuple[int, int], int] = field(default_factory=dict)  # sizes of dims, see Frame.size
+    after: dict[tuple[str, str], Named] = field(default_factory=dict)  # states after its last token
 
 
 class Interpreter:
@@ -138,6 +148,7 @@ class Interpreter:
         }
         result = replace(root, arguments=arguments).evaluate()
         state.length += time
+        state.latest.update(step.after)
         return result.tensor.to(self.act) if body.result.type.dtype == "act" else result.tensor
 
 
@@ -195,6 +206,27 @@ class Frame:
             new = torch.cat([stored[key][..., : self.step.past], new], dim=-1)
         stored[key] = new
         return new
+
+    def recalled(self, name: str, start: Named) -> Named:
+        """What a scan was at the last token of the step before, or what it begins with."""
+        if not self.step.past:
+            return start
+        if (self.path, name) not in self.step.state.latest:
+            raise MeaningError(f"the state of '{name}' is not kept")
+        return self.step.state.latest[self.path, name]
+
+    def keep(self, name: str, state: Named, traces: list[dict[str, Tensor]]) -> None:
+        """Keep a scan's last state, and what was traced token by token, along time in front."""
+        self.step.after[self.path, name] = state
+        if self.step.trace is not None and traces:
+            for path in traces[0]:
+                self.step.trace[path] = torch.stack([trace[path] for trace in traces])
+
+    def traced_alone(self) -> Frame:
+        """The frame with a trace of its own, if there is one."""
+        if self.step.trace is None:
+            return self
+        return replace(self, step=replace(self.step, trace={}))
 
     def run(
         self,

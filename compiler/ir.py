@@ -39,6 +39,9 @@ WANTED = Extent.name("wanted")  # rows of the step whose result is wanted (``sel
 ROWS = Extent.name("rows")  # rows that chose one block of an array (``apply``)
 DYNAMIC = frozenset({"time", "history", "wanted", "rows"})
 
+# Ops that keep something from step to step, under their name in their module.
+KEPT = frozenset({"cache", "scan"})
+
 DimKind = Literal["plain", "time", "history", "rows"]
 DType = Literal["act", "f32", "i64", "bool"]  # act: the activation dtype the model runs in
 
@@ -346,8 +349,8 @@ class Rewriter:
 
 
 def prune(graph: Graph) -> Graph:
-    """The same graph without values that nothing reads; inputs and caches' writers stay."""
-    live = {graph.output} | {n.name for n in graph if n.op in ("input", "cache")}
+    """The same graph without values that nothing reads; inputs and what is kept stay."""
+    live = {graph.output} | {n.name for n in graph if n.op == "input" or n.op in KEPT}
     for root in list(live):
         live |= nx.ancestors(graph.nx, root)
     if len(live) == len(graph):

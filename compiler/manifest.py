@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -125,7 +126,11 @@ class ParameterRow(_Row):
 
 
 class CacheRow(_Row):
-    """A cached value: per sequence and position ``shape``, row-major in the order of ``dims``."""
+    """A cached value: per sequence and position ``shape``, row-major in the order of ``dims``.
+
+    With ``last``, a sequence keeps so many of these, however long it is: those of its last
+    positions, or the state of a ``scan``.
+    """
 
     path: str
     ranges: tuple[Range, ...]
@@ -133,6 +138,7 @@ class CacheRow(_Row):
     shape: tuple[NonNegativeInt, ...]
     format: DType
     entries: tuple[str, ...]
+    last: NonNegativeInt | None = None
 
     @staticmethod
     def of(pattern: tensors.CachePattern) -> CacheRow:
@@ -143,6 +149,7 @@ class CacheRow(_Row):
             shape=pattern.shape,
             format=pattern.dtype,
             entries=pattern.entries,
+            last=pattern.last,
         )
 
     def pattern(self) -> tensors.CachePattern:
@@ -153,7 +160,16 @@ class CacheRow(_Row):
             shape=self.shape,
             dtype=self.format,
             entries=self.entries,
+            last=self.last,
         )
+
+
+class ContextRow(_Row):
+    """How many positions a sequence may have, by which requirement of the source."""
+
+    positions: PositiveInt
+    place: str  # std/rotary.arch:27
+    text: str
 
 
 class Manifest(_Row):
@@ -165,6 +181,8 @@ class Manifest(_Row):
     sources: tuple[SourceFile, ...]
     constants: dict[str, int | float | bool | str | None]
     config: dict[str, tuple[str, ...]] = {}  # config.json's keys of constants, first ones first
+    context: ContextRow | None = None  # None: sequences of any length
+    pairs: NonNegativeInt = 0  # numbers held at once per token and position of its history
     deployment: str | None = None
     backend: str = "pytorch"
     target: str = "cpu"
@@ -205,6 +223,8 @@ def build(
     passes: Iterable[str],
     files: Mapping[str, bytes],
     config: Mapping[str, tuple[str, ...]] | None = None,
+    context: ContextRow | None = None,
+    pairs: int = 0,
     deployment: str | None = None,
     backend: str = "pytorch",
     target: str = "cpu",
@@ -215,6 +235,8 @@ def build(
         program: as elaborated: what an entry reads must not have been rewritten.
         sources: the text of each source file, by the name it is shown under.
         config: the keys of ``config.json`` that constants were, or could have been, taken from.
+        context: how many positions a sequence may have; any number unless given.
+        pairs: numbers that are held at once for each token and position of its history.
         files: the bytes of each file of the directory, by its name there.
     """
     return Manifest(
@@ -223,6 +245,8 @@ def build(
         sources=tuple(SourceFile(name=n, sha256=digest(t.encode())) for n, t in sources.items()),
         constants=dict(program.constants),
         config=dict(config or {}),
+        context=context,
+        pairs=pairs,
         deployment=deployment,
         backend=backend,
         target=target,

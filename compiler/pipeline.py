@@ -17,7 +17,7 @@ from dsl.constants import Choices
 from dsl.program import CheckedProgram, open_program
 
 # In order. Names are those of interface.md; a pass is a module with ``run(program) -> program``.
-PASSES = ("order", "hoist", "recognise", "lifetimes")
+PASSES = ("sink", "order", "hoist", "recognise", "lifetimes")
 STAGES = ("elaborate", *PASSES)
 
 

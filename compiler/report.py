@@ -23,7 +23,7 @@ from compiler import spec
 from compiler.cost import flops_of, lengths, volume
 from compiler.ir import Graph, Node, Program
 from compiler.passes import masks, order
-from compiler.tensors import VIEWS, Place, caches, called, patterns, places, shown
+from compiler.tensors import VIEWS, CachePattern, Place, caches, called, patterns, places, shown
 
 CACHE_WIDTH = {"act": 2, "f32": 4, "i64": 8, "bool": 1}  # bytes, of a model that runs in BF16
 TRAINING = 3  # a product's backward pass is two more of its size
@@ -51,6 +51,7 @@ class Report:
     activated: int
     others: int  # parameters that only entries beside main read
     cache_bytes_per_token: int
+    state_bytes_per_sequence: int  # however long it is: states of scans, the last few positions
     forward_flops: float
     training_flops: float
     sequence: int
@@ -87,19 +88,23 @@ def report(program: Program, sequence: int = 4096) -> Report:
     parameters = [p for p in rows if p.role == "param"]
     total = sum(p.elements for p in parameters if main in p.entries)
     flops = sum(runs[main].flops.values()) / sequence
+    kept = [c for c in caches(program) if main in c.entries]
     return Report(
         model=program.name,
         parameters=total,
         activated=sum(runs[main].activated.values()),
         others=sum(p.elements for p in parameters) - total,
-        cache_bytes_per_token=sum(
-            c.elements * CACHE_WIDTH[c.dtype] for c in caches(program) if main in c.entries
-        ),
+        cache_bytes_per_token=sum(_bytes(c) for c in kept if c.last is None),
+        state_bytes_per_sequence=sum(_bytes(c) for c in kept if c.last is not None),
         forward_flops=flops,
         training_flops=TRAINING * flops,
         sequence=sequence,
         blocks=tuple(_blocks(program, runs, main, sequence)),
     )
+
+
+def _bytes(cache: CachePattern) -> int:
+    return cache.elements * CACHE_WIDTH[cache.dtype]
 
 
 def _visit(
@@ -130,7 +135,9 @@ def _visit(
             if node.op == "branch" and not _is_taken(node, inner_body, at):
                 continue
             times, picked, inside = 1, 1, at
-            if node.op == "chain":
+            if node.op == "scan":
+                times = at["time"]
+            elif node.op == "chain":
                 times = picked = len(inner.ranges[-1])
             elif node.op == "apply":
                 pick = graph[node.inputs[0]].type.dims

@@ -399,6 +399,18 @@ def _one_of_kind(type: Type, kind: str) -> Dim:
     return found[0]
 
 
+def shift(node: Node, operands: list[Node], scope: Scope) -> Type:
+    (operand,) = operands
+    history = dim_of(operand.type, node.attrs["history"])
+    need(history.kind == "history", f"{describe(history)} is no history")
+    need(node.attrs["sign"] in (1, -1), f"an index counts forth or back, not {node.attrs['sign']}")
+    new = [_one_of_kind(node.type, "time")]
+    need(not any(d.kind == "time" for d in operand.type.dims), "the operand has time itself")
+    if node.attrs.get("index"):
+        new.append(dim_of(node.type, node.attrs["index"]))
+    return _viewed(operand, *without(operand.type, history.name), *new)
+
+
 def cache(node: Node, operands: list[Node], scope: Scope) -> Type:
     (operand,) = operands
     time = _one_of_kind(operand.type, "time")

@@ -317,6 +317,52 @@ def cache(node: Node, args: list[Named], frame: Frame) -> Named:
     return Named(stored, (*new.dims[:-1], history))
 
 
+def shift(node: Node, args: list[Named], frame: Frame) -> Named:
+    a, step = node.attrs, frame.step
+    value = args[0].last(a["history"])
+    (time,) = (d.name for d in node.type.dims if d.kind == "time")
+    rows = torch.arange(step.past, step.past + step.time) + a["offset"].at(frame.sizes)
+    dims: tuple[str, ...] = (time,)
+    if a.get("index"):
+        places = torch.arange(frame.size(node.type.dim(a["index"])))
+        rows, dims = rows[:, None] + a["sign"] * places, (time, a["index"])
+    length = value.tensor.shape[-1]
+    if int(rows.max()) >= length:
+        raise MeaningError(f"token {int(rows.max())} of {length}")
+    found = value.tensor[..., rows.clamp(min=0)]
+    return Named(found.masked_fill(rows < 0, 0), (*value.dims[:-1], *dims))
+
+
+def scan(node: Node, args: list[Named], frame: Frame) -> Named:
+    a = node.attrs
+    (time,) = (d.name for d in node.type.dims if d.kind == "time")
+    before = frame.scope.body(a["body"]).inputs[0].type
+    shape = [frame.size(d) for d in before.dims]
+    start = args[0].to(before.names) if args[0].dims else args[0].tensor
+    state = frame.recalled(a["name"], Named(start.expand(shape), before.names))
+    made: list[Named] = []
+    traces: list[dict[str, Tensor]] = []
+    for token in range(frame.step.time):
+        here = [_token(value, time, token) for value in args]
+        inside = frame.traced_alone()
+        if inside.step.trace is not None:
+            traces.append(inside.step.trace)
+        given = [here[i] for i in a["given"]]
+        state = inside.run(a["body"], [state, *given])
+        read = a.get("read")
+        made.append(inside.run(read, [state, *(here[i] for i in a["asked"])]) if read else state)
+    frame.keep(a["name"], state, traces)
+    dims = made[0].dims
+    return Named(torch.stack([value.to(dims) for value in made]), (time, *dims))
+
+
+def _token(value: Named, time: str, token: int) -> Named:
+    if time not in value.dims:
+        return value
+    value = value.last(time)
+    return Named(value.tensor[..., token], value.dims[:-1])
+
+
 def call(node: Node, args: list[Named], frame: Frame) -> Named:
     a = node.attrs
     return frame.run(a["body"], args, a["child"], dims=a["dims"])

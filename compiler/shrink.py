@@ -97,6 +97,11 @@ def _choices(graph: Graph, node: Node, sizes: Mapping[str, int]) -> Iterator[Rul
             return
         # A choice of some stays one of some: of all, it would hide what chooses wrongly.
         yield _between(size - count, min(1, (size - count).at(sizes)))
+    elif node.op == "shift":  # no token ahead of the last one
+        furthest = node.attrs["offset"]
+        if node.attrs.get("index") and node.attrs["sign"] > 0:
+            furthest = furthest + node.type.dim(node.attrs["index"]).size - 1
+        yield _between(-furthest, 0)
     elif node.op == "select":
         size = graph.operands(node)[0].type.dim(node.attrs["dim"]).size
         if not size.names & DYNAMIC:

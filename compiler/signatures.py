@@ -139,6 +139,33 @@ def branch(node: Node, operands: list[Node], scope: Scope) -> Type:
     return then
 
 
+def scan(node: Node, operands: list[Node], scope: Scope) -> Type:
+    """The first operand is what the state begins with, or one number for all of it; bodies take the
+    state and one token of the others."""
+    times = [d for d in node.type.dims if d.kind == "time"]
+    need(len(times) == 1, f"{node.type} has {len(times)} dims of time, not one")
+    (time,) = times
+    body = scope.body(node.attrs["body"])
+    need(bool(body.inputs), f"{body.name} takes no state")
+    before = body.inputs[0]
+    need(time.name not in before.type.names, "a state has no time")
+    start = operands[0].type
+    wanted = before.type if start.dims else replace(before.type, dims=())
+    need(agrees(start, wanted), f"a state {before.type} cannot begin with {start}")
+
+    def run(body: str, positions: tuple[int, ...]) -> Type:
+        need(all(0 < p < len(operands) for p in positions), f"no operands {positions}")
+        one = [_one_row(operands[p], time.name) for p in positions]
+        return _run(scope.body(body), [before, *one], ())
+
+    state = run(node.attrs["body"], node.attrs["given"])
+    need(agrees(before.type, state), f"a state {before.type} becomes {state}")
+    if node.attrs.get("read"):
+        state = run(node.attrs["read"], node.attrs.get("asked", ()))
+    need(time.name not in state.names, "a token's result has no time")
+    return Type(state.dtype, (*state.dims, time), of=state.of)
+
+
 def composite(node: Node, operands: list[Node], scope: Scope) -> Type:
     """What the body that defines the composite gives; it uses the caller's names for dims."""
     return _run(scope.body(node.attrs["body"]), operands, ())

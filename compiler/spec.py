@@ -69,6 +69,7 @@ NAMES = Attr("a tuple of names", _all(_is(str)))
 NUMBER = Attr("an int, a float or a bool", _is(int, float, bool))
 WHOLE = Attr("an int", _is(int))
 EXTENT = Attr("an extent", _is(Extent))
+EXTENTS = Attr("a tuple of extents", _all(_is(Extent)))
 DIM = Attr("a dim", _is(Dim))
 DIMS = Attr("a tuple of dims", _all(_is(Dim)))
 PAIRS = Attr("a tuple of (body dim, caller dim) names", _all(_pair))
@@ -148,6 +149,12 @@ def _runs_branch(node: Node, graph: Graph) -> list[Run]:
         Run(node.attrs["then"], when=(when, True)),
         Run(node.attrs["otherwise"], when=(when, False)),
     ]
+
+
+def _runs_scan(node: Node, graph: Graph) -> list[Run]:
+    (time,) = (d.size for d in node.type.dims if d.kind == "time")
+    bodies = [node.attrs["body"], *([node.attrs["read"]] if node.attrs.get("read") else [])]
+    return [Run(body, times=time) for body in bodies]
 
 
 def _runs_composite(node: Node, graph: Graph) -> list[Run]:
@@ -270,7 +277,15 @@ _ROWS = [
     Op("concat", "parts stacked along a sum dim", 1, None, rules.concat, {"dim": DIM}),
     Op("stack", "values stacked along a new dim", 1, None, rules.stack, {"dim": DIM}),
 
-    Op("cache", "appended along time, read along history", 1, 1, rules.cache, {"name": NAME}),
+    Op("cache", "appended along time, read along history", 1, 1, rules.cache,
+       {"name": NAME, "last": optional(EXTENTS)}),
+    Op("shift", "a history read some tokens before each of the step; 0 before the first", 1, 1,
+       rules.shift, {"history": NAME, "index": optional(NAME), "sign": WHOLE, "offset": EXTENT,
+        "last": optional(EXTENTS)}),
+    Op("scan", "state = body(state, operands...) for each token, kept between steps; gives the "
+       "states, or what `read` makes of each", 1, None, signatures.scan,
+       {"name": NAME, "body": NAME, "given": POSITIONS, "read": optional(NAME),
+        "asked": optional(POSITIONS), "linear": optional(NAMES)}, runs=_runs_scan),
     Op("call", "a child's body", 0, None, signatures.call, {**RAN, "dims": PAIRS},
        runs=_runs_call),
     Op("chain", "x = body(x, extras...) for each number of a loop", 1, None, signatures.chain,

@@ -18,7 +18,8 @@ from math import prod
 from typing import Literal
 
 from compiler.clashes import BadName, NameClash, Named, check_names, shown
-from compiler.ir import Child, DType, Graph, Module, NamePart, Node, Parameter, Program, Type
+from compiler.ir import KEPT, Child, DType, Graph, Module, NamePart, Node, Parameter, Program
+from compiler.passes import bounds
 from dsl.templates import TemplateError, filled, numbered
 
 __all__ = [
@@ -101,7 +102,9 @@ class CachePattern:
     """What a ``cached`` name of the source keeps: one row per position at each of these places.
 
     ``dims`` and ``shape`` are of one position, in the order of the source: that order is the
-    canonical layout, whatever layout a backend keeps in memory.
+    canonical layout, whatever layout a backend keeps in memory. With ``last``, so many rows are
+    kept of each sequence, however long it is: those of its last positions, or the one state of a
+    ``scan``.
     """
 
     path: str  # layers[{0}].attn.c_kv
@@ -110,14 +113,15 @@ class CachePattern:
     shape: tuple[int, ...]
     dtype: DType
     entries: tuple[str, ...]
+    last: int | None = None
 
     def __len__(self) -> int:
         return prod(len(r) for r in self.ranges)
 
     @property
     def elements(self) -> int:
-        """Numbers kept per position, over all places of the pattern."""
-        return len(self) * prod(self.shape)
+        """Numbers kept per position, or per sequence, over all places of the pattern."""
+        return len(self) * prod(self.shape) * (1 if self.last is None else self.last)
 
 
 @dataclass(frozen=True)
@@ -178,17 +182,23 @@ def tensors(program: Program) -> Iterator[Tensor]:
 
 
 def caches(program: Program) -> list[CachePattern]:
-    """What the author marked ``cached``, wherever an entry reaches it."""
+    """What the author marked ``cached``, and scans' states, wherever an entry reaches them.
+
+    Args:
+        program: as elaborated: passes make a scan give something else than its states.
+    """
     found = []
-    for (path, ranges, name), (type_, entries) in _reached(program).caches.items():
-        kept = [d for d in type_.dims if d.kind != "history"]
+    for (path, ranges, name), (node, entries) in _reached(program).caches.items():
+        kept = [d for d in node.type.dims if d.kind not in ("history", "time")]
+        last = 1 if node.op == "scan" else bounds.kept(node, program.sizes)
         pattern = CachePattern(
             path=_join(path, name),
             ranges=ranges,
             dims=tuple(d.name for d in kept),
             shape=tuple(program.size(d) for d in kept),
-            dtype=type_.dtype,
+            dtype=node.type.dtype,
             entries=tuple(e for e in program.entries if e in entries),
+            last=last,
         )
         if len(pattern):
             found.append(pattern)
@@ -271,10 +281,10 @@ Member = tuple[str, tuple[range, ...], str]  # a place's path and ranges, a name
 
 @dataclass
 class _Reached:
-    """Which entries read a parameter, and which keep a cache (and of what type)."""
+    """Which entries read a parameter, and which keep a cache or a state."""
 
     parameters: dict[Member, set[str]] = field(default_factory=dict)
-    caches: dict[Member, tuple[Type, set[str]]] = field(default_factory=dict)
+    caches: dict[Member, tuple[Node, set[str]]] = field(default_factory=dict)
     seen: set[tuple[Member, str]] = field(default_factory=set)
 
 
@@ -294,9 +304,9 @@ def _visit(program: Program, reached: _Reached, entry: str, place: Place, body: 
         if node.op in ("param", "state"):
             key = (*place.key, str(node.attrs["param"]))
             reached.parameters.setdefault(key, set()).add(entry)
-        elif node.op == "cache":
+        elif node.op in KEPT:
             key = (*place.key, str(node.attrs["name"]))
-            reached.caches.setdefault(key, (node.type, set()))[1].add(entry)
+            reached.caches.setdefault(key, (node, set()))[1].add(entry)
         for inner, inner_body in called(program, place, node):
             _visit(program, reached, entry, inner, inner_body)
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import get_args
 
 from compiler import spec
-from compiler.ir import DYNAMIC, Dim, DType, Graph, Module, Node, Program, Type
+from compiler.ir import DYNAMIC, KEPT, Dim, DType, Graph, Module, Node, Program, Type
 from compiler.rules import RuleError, Scope, agrees, describe
 from compiler.text import node_text, show
 from dsl.diagnostics import Span
 from dsl.extents import Extent, ExtentError
 
 # Attributes that name a body if they are text (a composite's mask may also be numbers).
-NAMES_OF_BODIES = frozenset({"body", "then", "otherwise", "block", "mask"})
+NAMES_OF_BODIES = frozenset({"body", "read", "then", "otherwise", "block", "mask"})
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _form(program: Program, graph: Graph) -> Iterator[Problem]:
                 yield Problem(graph.name, message, node)
     yield from _twice(graph, "label", [(n.label, n) for n in graph if n.label])
     yield from _twice(graph, "argument", [(n.attrs.get("name", ""), n) for n in graph.inputs])
-    caches = [(n.attrs.get("name", ""), n) for n in graph if n.op == "cache"]
+    caches = [(n.attrs.get("name", ""), n) for n in graph if n.op in KEPT]
     yield from _twice(graph, "cache", caches)
 
 

@@ -284,12 +284,12 @@ class Constants:
 
     def _chosen(self, found: Diagnostics) -> dict[str, Constant]:
         """``--set`` by constant name or by any of its config keys."""
-        by_key = {key: name for name, decl in self.declared.items() for key in decl.keys}
         out: dict[str, Constant] = {}
         for given, value in self.choices.set.items():
-            name = given if given in self.declared else by_key.get(given)
-            if name is None:
-                hint = near(given, [*self.declared, *by_key])
+            names = [given] if given in self.declared else self._reading(given)
+            if not names:
+                keys = dict.fromkeys(k for decl in self.declared.values() for k in decl.keys)
+                hint = near(given, [*self.declared, *keys])
                 found.error(
                     "E0306",
                     f"--set {given}: no constant or config key has this name",
@@ -297,8 +297,18 @@ class Constants:
                     hint=hint,
                 )
             else:
-                out[name] = value
+                out |= dict.fromkeys(names, value)
         return out
+
+    def _reading(self, key: str) -> list[str]:
+        """The constants that would take their value from this key, were it in config.json."""
+        config = self.choices.config or {}
+        return [
+            name
+            for name, decl in self.declared.items()
+            if key in decl.keys
+            and all(config_value(config, k) is None for k in decl.keys[: decl.keys.index(key)])
+        ]
 
     def overruled(self) -> list[str]:
         """Constants of the chosen preset to which config.json gives another value."""
@@ -317,7 +327,7 @@ class Constants:
                 out.append(name)
         return out
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self.declared
 
     def value(self, name: str, span: Span) -> Constant:

@@ -10,6 +10,7 @@ from dsl.constants import NAMED, Choices, ConstantError, Constants
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.files import Library, Unit
 from dsl.primitives import BUILTINS
+from dsl.requirements import HISTORY, most_history
 from dsl.walking import calls, walk
 
 
@@ -44,7 +45,11 @@ def check_declarations(
                     hint="choose another name",
                 )
             elif isinstance(d, ast.Require) and d.condition is not None:
-                check(d.condition)
+                needs = readable(unit, constants, found, "outside a block")
+                if HISTORY not in constants:
+                    needs.values = {HISTORY: None}
+                    needs.instead = "how far sequences may go is written: require history <= N"
+                needs.check(most_history(d, constants) or d.condition)
             elif isinstance(d, ast.ConstFn):
                 formals = _formals(d, found)
                 readable(unit, {*constants, *formals}, found, "in a const function").check(d.value)

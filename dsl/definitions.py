@@ -9,6 +9,8 @@ from dsl.diagnostics import Span, near
 from dsl.equations import Binding, Checker
 from dsl.primitives import BUILTINS
 from dsl.products import reads
+from dsl.recurrences import belongs, start
+from dsl.recurrences import enter as enter_scans
 from dsl.scope import Failed, Scope, atoms
 from dsl.typed import Axis, Index
 from dsl.variants import Decide, flatten
@@ -40,6 +42,7 @@ def define(
     equations = [i for i in items if isinstance(i, ast.Equation)]
     for equation in reversed(equations):
         checker.later[equation.name.text] = equation.name.span
+    enter_scans(checker, decl, equations)
     done: list[typed.Equation] = []
     for equation in equations:
         checker.later.pop(equation.name.text, None)
@@ -47,6 +50,8 @@ def define(
             done.append(_equation(checker, equation, decl.result, signature))
         except Failed:
             checker.failed.add(equation.name.text)
+            if equation.kind == "scan":
+                checker.scans.states[equation.name.text] = None
     result = decl.result.name.text
     if not any(e.name.text == result for e in equations):
         if not scope.is_broken(result):
@@ -140,10 +145,22 @@ def _equation(
     scope = checker.scope
     name = e.name.text
     _free_name(checker, e)
-    axes = scope.axes(e.subscripts)
+    if e.kind == "scan":
+        state = checker.scans.states.get(name)
+        if state is None:
+            raise Failed  # its left side is wrong, which is told
+        axes = state.axes
+    else:
+        axes = scope.axes(e.subscripts)
     dtype = dtype_of(scope, e.dtype)
     left = _over_time(scope, e, axes) if e.kind == "cached" else axes
     value = checker.equation(e, left, written(e))
+    belongs(checker, e, value, result.name.text)
+    begins = None
+    if e.kind == "scan":
+        begins = start(checker, e, axes)
+        del checker.scans.states[name]
+        checker.scans.done[name] = e.name.span
     seen = axes
     if name == result.name.text:
         dtype = dtype or dtype_of(scope, result.dtype)
@@ -153,11 +170,14 @@ def _equation(
         raise checker.error(
             "E0602", "only numbers and positions are cached", e.value.span, "this is a truth value"
         )
-    decided_by = reads(checker, value) if e.kind != "cached" else frozenset({"value"})
+    if e.kind == "scan" and value.kind == "bool":
+        raise checker.error("E0602", "a state is a number", e.value.span, "this is a truth value")
+    kept = e.kind in ("cached", "scan")
+    decided_by = reads(checker, value) if not kept else frozenset({"value"})
     checker.values[name] = Binding(
         name, "value", seen, e.name.span, value.kind, value.of, decided_by
     )
-    return typed.Equation(name, e.kind, axes, seen, dtype, value, e.span)
+    return typed.Equation(name, e.kind, axes, seen, dtype, value, e.span, begins)
 
 
 def _free_name(checker: Checker, e: ast.Equation) -> None:

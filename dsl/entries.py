@@ -40,6 +40,6 @@ def _called(model: typed.Block) -> dict[str, typed.Expr]:
         e.method: e
         for definition in model.defs.values()
         for equation in definition.equations
-        for e in typed.walk(equation.value)
+        for e in equation.expressions()
         if isinstance(e, typed.CallBlock) and e.use is None
     }

@@ -9,6 +9,7 @@ from dsl.calls import Signature, Used, check_call
 from dsl.diagnostics import Diagnostics, Span, counted, near
 from dsl.primitives import BUILTINS
 from dsl.products import check_product, check_sum, quoted, shown_axes, union
+from dsl.recurrences import Scans, before, part
 from dsl.scope import Failed, Scope, atoms
 from dsl.subscripts import subscript, taken
 from dsl.typed import (
@@ -58,6 +59,8 @@ class Checker:
         self.defs: dict[str, Signature] = {}  # this block's own
         self.defining = ""  # what the equation at hand defines
         self.conditional: dict[str, Span] = {}  # names declared under conditions, wherever
+        self.scans = Scans()
+        self.subscripted = ""  # the value whose subscripts are looked at
 
     @property
     def found(self) -> Diagnostics:
@@ -179,7 +182,10 @@ class Checker:
             raise self.error("E0208", f"'{name}.{e.member.text}' is not a value", e.span)
         binding = self.find(name)
         if binding is not None:
-            return self._value(binding, e)
+            part(self, e)
+            return self.value(binding, e)
+        if name in self.scans.states:
+            return before(self, e)
         if name == "position":
             return self._position(e)
         if e.subscripts is None:
@@ -283,7 +289,12 @@ class Checker:
                     )
             seen.update(own)
 
-    def _value(self, binding: Binding, e: ast.Ref) -> Expr:
+    def value(self, binding: Binding, e: ast.Ref) -> Expr:
+        """A named value with its subscripts.
+
+        Raises:
+            Failed: they do not fit (reported).
+        """
         given = e.subscripts or ()
         if len(given) != len(binding.axes):
             declared = ", ".join(map(str, binding.axes))
@@ -300,6 +311,7 @@ class Checker:
                 notes=[(binding.span, "declared here")],
             )
         self._in_order(binding, given, e.span)
+        self.subscripted = binding.name
         subs: list[Sub] = []
         failed = False
         for axis, sub in zip(binding.axes, given, strict=True):
@@ -326,12 +338,19 @@ class Checker:
 
     def equation(self, e: ast.Equation, left: tuple[Axis, ...], shown: str) -> Expr:
         """The right side of ``e``, which must range over exactly the axes on the left."""
+        self.scans.reading.clear()
+        return self.right_side(e.value, e.name, left, shown)
+
+    def right_side(
+        self, given: ast.Expr, name: ast.Name, left: tuple[Axis, ...], shown: str
+    ) -> Expr:
+        """An expression that defines ``name`` along ``left``."""
         wanted = union(*(_loose(axis) for axis in left))
-        self.defining = e.name.text
+        self.defining = name.text
         self.left = frozenset(wanted) | _aliases(wanted)
         self.reduced = frozenset()
-        value = self.expr(e.value)
-        self.matches(value, wanted, e.value.span, e.name.span, shown)
+        value = self.expr(given)
+        self.matches(value, wanted, given.span, name.span, shown)
         return value
 
     def matches(

@@ -227,7 +227,7 @@ class Instances:
         seen: set[object] = set()
         for definition in instance.block.defs.values():
             for equation in definition.equations:
-                for e in typed.walk(equation.value):
+                for e in equation.expressions():
                     if isinstance(e, typed.CallFn):
                         self._check_call(e, instance.extent, e.span, seen, found)
                     elif isinstance(e, typed.Choice):
@@ -299,7 +299,7 @@ class Instances:
                     notes=[(index.span, "declared here")],
                 )
         for equation in fn.definition.equations:
-            for nested in typed.walk(equation.value):
+            for nested in equation.expressions():
                 if isinstance(nested, typed.CallFn):
                     self._check_call(nested, inner, span, seen, found)
 

@@ -89,7 +89,10 @@ def reads(checker: Checker, e: Expr) -> frozenset[str]:
         case Scalar() | Iota() | Position():
             pass
         case Value(name=name, role=role, subscripts=subscripts):
-            found = checker.values[name].reads if role == "value" else frozenset({"stored"})
+            found = frozenset({"stored"})
+            if role in ("value", "before"):
+                known = checker.values.get(name)
+                found = known.reads if known is not None else frozenset({"value"})
             inner += [s.value for s in subscripts if isinstance(s, Pick)]
         case Map(args=args) | Join(args=args):
             inner += args

@@ -117,3 +117,5 @@ def _called(items: tuple[ast.Item, ...]) -> Iterator[tuple[str, Span]]:
     for item in all_items(items):
         if isinstance(item, ast.Equation):
             yield from calls(item.value)
+            if item.start is not None:
+                yield from calls(item.start)

@@ -2,14 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from dsl import syntax as ast
 from dsl.constants import Constant, ConstantError, Constants, config_value, evaluate, no_size, shown
-from dsl.diagnostics import Diagnostics
+from dsl.diagnostics import Diagnostics, Span
 from dsl.files import Library
 from dsl.walking import walk
+
+HISTORY = "history"  # in a requirement: how many positions a sequence has, when it is run
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How many positions a sequence may have, and the requirement that says so."""
+
+    positions: int
+    span: Span
+
+
+def most_history(need: ast.Require, constants: Container[str]) -> ast.Expr | None:
+    """``N`` of ``require history <= N``: not a condition on constants, but on what is run."""
+    match need.condition:
+        case ast.Binary(op="<=", left=ast.Ref(name=name, member=None, subscripts=None)):
+            if name.text == HISTORY and HISTORY not in constants:
+                return need.condition.right
+    return None
+
+
+def limit_of(library: Library, constants: Constants) -> Limit | None:
+    """The least of a program's limits; None if sequences may be of any length.
+
+    Raises:
+        ConstantError: one is neither a whole number of at least one nor null.
+    """
+    found: list[Limit] = []
+    for need, _ in library.declarations(ast.Require):
+        assert isinstance(need, ast.Require)
+        most = most_history(need, constants)
+        if most is None:
+            continue
+        try:
+            value = evaluate(most, constants.value, no_size, constants.functions)
+        except ConstantError as error:
+            if error.waits:  # the value comes with a checkpoint
+                continue
+            raise
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConstantError(
+                "E0304",
+                f"a number of positions is a whole number of at least one, or null for no limit: "
+                f"this is {shown(value)}",
+                most.span,
+            )
+        found.append(Limit(value, need.span))
+    return min(found, key=lambda limit: limit.positions, default=None)
 
 
 def check_requirements(library: Library, constants: Constants, found: Diagnostics) -> None:
@@ -17,9 +69,15 @@ def check_requirements(library: Library, constants: Constants, found: Diagnostic
 
     A key that is absent is as it should be; where it holds a list, each of its items is looked at.
     """
+    try:
+        limit_of(library, constants)
+    except ConstantError as error:
+        error.report(found)
     for need, _ in library.declarations(ast.Require):
         assert isinstance(need, ast.Require)
         if need.condition is not None:
+            if most_history(need, constants) is not None:
+                continue
             try:
                 if not evaluate(need.condition, constants.value, no_size, constants.functions):
                     found.error(

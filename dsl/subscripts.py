@@ -8,7 +8,21 @@ from dsl import syntax as ast
 from dsl.diagnostics import Span
 from dsl.extents import Extent, ExtentError
 from dsl.scope import Failed, atoms, is_known
-from dsl.typed import At, Axis, Index, Part, Pick, Position, Product, Split, Sub, Sum, Take
+from dsl.shifts import shifted
+from dsl.typed import (
+    At,
+    Axis,
+    Index,
+    Part,
+    Pick,
+    Position,
+    Product,
+    Shift,
+    Split,
+    Sub,
+    Sum,
+    Take,
+)
 
 if TYPE_CHECKING:
     from dsl.equations import Checker
@@ -40,6 +54,8 @@ def taken(sub: Sub) -> list[Axis]:
             return [a for inner in inners for a in taken(inner)]
         case Pick(value=value):
             return list(value.free)
+        case Shift(time=time, index=index):
+            return [time] if index is None else [time, index]
     return []
 
 
@@ -54,6 +70,9 @@ def _sum(checker: Checker, axis: Axis, wanted: Sum, span: Span, declared: Span |
 
 
 def _one(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) -> Sub:
+    shift = shifted(checker, axis, given)
+    if shift is not None:
+        return shift
     match given:
         case ast.Group(items=items) if given.inner is None:
             return _product(checker, axis, items, given.span, declared)
@@ -113,12 +132,15 @@ def _product(
     span: Span,
     declared: Span | None,
 ) -> Sub:
-    if isinstance(axis, Index) and isinstance(axis.alias, Product):
+    if isinstance(axis, Index) and isinstance(axis.alias, (Product, Sum)):
         axis = axis.alias
     if isinstance(axis, Sum):
-        for part in axis.parts:  # (h, n) of a stack of products
-            if isinstance(part, Product) and len(part.parts) == len(items):
-                return Part(part, _product(checker, part, items, span, declared))
+        # (h, n) of a stack of products: that very one, else the one that has as many parts
+        products = {p: whole for p in axis.parts if (whole := _factors(p, len(items)))}
+        given = [item.span.text.replace(" ", "") for item in items]
+        same = [p for p, whole in products.items() if [str(a) for a in whole] == given]
+        for part in same or list(products)[:1]:
+            return Part(part, _product(checker, part, items, span, declared))
     if isinstance(axis, Product):
         if len(axis.parts) != len(items):
             raise _mismatch(checker, axis, span.text, span, declared)
@@ -129,6 +151,13 @@ def _product(
     if not isinstance(axis, Index) or axis.kind != "plain":
         raise _mismatch(checker, axis, span.text, span, declared)
     return _split(checker, axis, items, span, declared)
+
+
+def _factors(axis: Axis, count: int) -> tuple[Axis, ...]:
+    """The factors of a product, or of an index that stands for one, if it has so many."""
+    if isinstance(axis, Index) and axis.alias is not None:
+        axis = axis.alias
+    return axis.parts if isinstance(axis, Product) and len(axis.parts) == count else ()
 
 
 def _split(
@@ -251,7 +280,8 @@ def _mismatch(
         if (kind, index.kind) == ("time", "history"):
             hint = f"what is read along a history is cached first: cached name[{index},...] = ..."
         elif (kind, index.kind) == ("history", "time"):
-            hint = f"what is cached is read along its history: name[{axis},...]"
+            hint = f"what is cached is read along its history, name[{axis},...], or before: "
+            hint += f"name[{index}-1,...]"
         elif isinstance(axis, Index) and kind == index.kind == "plain":
             hint = (
                 f"'{index}' has extent {index.extent}, and '{axis}' has {axis.extent}: "

@@ -198,12 +198,15 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Equation:
-    kind: str  # plain, let, cached
+    """``start`` is what a scan begins with: ``scan S[t,n] = ... from start``."""
+
+    kind: str  # plain, let, cached, scan
     name: Name
     subscripts: tuple[Subscript, ...]
     dtype: Name | None
     value: Expr
     span: Span
+    start: Expr | None = None
 
 
 @dataclass(frozen=True, eq=False)

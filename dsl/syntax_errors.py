@@ -23,7 +23,7 @@ KEYWORDS = (
 CLAUSES = "mesh stages shard precision overlap recompute train serve".split()  # of a deployment
 # A line that starts a member, a statement, a clause or an entry.
 START = re.compile(
-    r"\s*(?:(?:param|state|use|def|if|let|cached|index|const|ignore)\b"
+    r"\s*(?:(?:param|state|use|def|if|let|cached|index|const|ignore)\b|scan\s+[A-Za-z_]"
     rf"|(?:{'|'.join(CLAUSES)})\b"
     r"|[A-Za-z_]\w*\s*(?:\[[^\]\n]*\])?\s*(?::\s*\w+\s*)?=(?!=)|\})"
 )
@@ -42,6 +42,7 @@ _READABLE = {
     "ARROW": "'->'",
     "DOTS": "'..'",
     "EQUAL": "'='",
+    "FIRST": "'from'",
     "LPAR": "'('",
     "RPAR": "')'",
     "LSQB": "'['",
@@ -61,7 +62,7 @@ _GROUPS = [
     ({name.upper() for name in DECLARATIONS if name != "edition"}, "a declaration"),
     ({"NAME", "SIZE"}, "a name, or a size such as 8B"),
     ({"PARAM", "STATE", "USE", "DEF", "INDEX", "CONST", "IF"}, "a member"),
-    ({"LET", "CACHED", "INDEX", "CONST", "IF"}, "an equation"),
+    ({"LET", "CACHED", "SCAN", "INDEX", "CONST", "IF"}, "an equation"),
     ({name.upper() for name in CLAUSES}, "a clause"),
 ]
 
@@ -85,6 +86,7 @@ _WORDS = {
     "return": "a function gives the value that its head names after ->",
     "for": "an equation holds for every value of its indices; there are no loops",
 }
+BEGINS = "a scan says what its state is before the first token: from 0"
 NO_NAME = "is a word of the language and cannot be a name"
 
 
@@ -197,6 +199,7 @@ def _token(place: Place, error: UnexpectedToken, found: Diagnostics) -> int | Mi
             f"{what} is missing here",
             place.span(place.start(line) + len(code)),
             notes=[(place.span(offset, len(token)), "before this")],
+            hint=BEGINS if "FIRST" in expected else "",
         )
         last = place.start(line) + max(0, len(code) - 1)
         if label == "expected '{'" and place.text[offset - 1] == " ":
@@ -283,6 +286,8 @@ def _hint(place: Place, error: UnexpectedToken, expected: set[str]) -> str:
         return "a comment starts with #"
     if before == "model" or (shown == "[" and expected == {"LBRACE"}):
         return "a model declares its own indices and takes none"
+    if "FIRST" in expected:
+        return BEGINS
     if shown in _WORDS:
         return _WORDS[shown]
     words = [w.lower() for w in expected if w.lower() in {*KEYWORDS, *CLAUSES}]
@@ -291,7 +296,9 @@ def _hint(place: Place, error: UnexpectedToken, expected: set[str]) -> str:
     if token.type == "NAME" and "DEF" in expected:
         return "equations stand in a def: def (x[d]) -> y[d] { ... }"
     if token.type in ("NAME", "LBRACE") and len(before) > 2 and before not in KEYWORDS:
-        return near(before, [*DECLARATIONS, "let", "cached", "param", "state", "use", "def"])
+        return near(
+            before, [*DECLARATIONS, "let", "cached", "scan", "param", "state", "use", "def"]
+        )
     return ""
 
 

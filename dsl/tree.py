@@ -288,6 +288,11 @@ class TreeBuilder(DeployTree):
             self.span(meta),
         )
 
+    def scan(self, meta: Meta, children: list[Any]) -> ast.Equation:
+        _, name, subscripts, dtype, value, _, start = children
+        named, span = self.name(name), self.span(meta)
+        return ast.Equation("scan", named, subscripts or (), dtype, value, span, start)
+
     def let(self, meta: Meta, children: list[Any]) -> str:
         return "let"
 

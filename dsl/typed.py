@@ -147,7 +147,21 @@ class Pick:
     value: Expr
 
 
-Sub = Take | Part | Split | At | Pick
+@dataclass(frozen=True)
+class Shift:
+    """Along a history: the tokens ``offset + sign * index`` after ``time``, none of which is ahead.
+
+    Without an ``index`` it is one token. ``offset`` counts the index from its first place.
+    """
+
+    time: Index
+    index: Index | None
+    sign: int
+    offset: Extent
+    span: Span
+
+
+Sub = Take | Part | Split | At | Pick | Shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +169,7 @@ class Value(Expr):
     """A named value, parameter or state, subscripted."""
 
     name: str
-    role: str  # value, param, state
+    role: str  # value, param, state; before: what a scan was at the token before
     axes: tuple[Axis, ...]  # as declared
     subscripts: tuple[Sub, ...]
 
@@ -282,12 +296,19 @@ class Equation:
     (``y[(p,o)]`` may define a result ``y[j]`` of the same extent)."""
 
     name: str
-    kind: str  # plain, let, cached
+    kind: str  # plain, let, cached, scan
     written: tuple[Axis, ...]
     axes: tuple[Axis, ...]
     dtype: str | None
     value: Expr
     span: Span
+    start: Expr | None = None  # of a scan: the value before the first token, which has no time
+
+    def expressions(self) -> Iterator[Expr]:
+        """Every expression in it."""
+        for e in (self.value, self.start):
+            if e is not None:
+                yield from walk(e)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def check_unused(
         return
     read: set[str] = set()
     for equation in equations:
-        for e in typed.walk(equation.value):
+        for e in equation.expressions():
             match e:
                 case typed.Value(name=name, role="param" | "state"):
                     read.add(name)
@@ -56,7 +56,7 @@ def _check_values(variants: Sequence[typed.Block], found: Diagnostics) -> None:
         read.add((definition.name, definition.result))
         for equation in definition.equations:
             defined.setdefault((definition.name, equation.name), equation)
-            for e in typed.walk(equation.value):
+            for e in equation.expressions():
                 if isinstance(e, typed.Value) and e.role == "value":
                     read.add((definition.name, e.name))
     for key, equation in defined.items():

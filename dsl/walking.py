@@ -53,6 +53,7 @@ def sizes(items: tuple[ast.Item, ...]) -> frozenset[str]:
         values: list[ast.Expr | None] = []
         if isinstance(item, (ast.ConstDecl, ast.Equation)):
             values.append(item.value)
+            values.append(item.start if isinstance(item, ast.Equation) else None)
         elif isinstance(item, ast.IndexDecl):
             values += [item.size, item.start]
         for value in values:

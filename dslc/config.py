@@ -1,4 +1,4 @@
-"""``config.json`` of a checkpoint, which gives the dims."""
+"""``config.json`` of a checkpoint, which gives the dims, and other objects in JSON."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such folder or file, or it is not a JSON object.
     """
-    path = checkpoint / "config.json"
     if not checkpoint.is_dir():
         raise UserError(f"there is no checkpoint folder {checkpoint}")
+    return read_object(checkpoint / "config.json")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
     try:
-        config = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected an object, found {type(config).__name__}")
-    return config
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected an object, found {type(found).__name__}")
+    return found

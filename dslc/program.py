@@ -10,6 +10,7 @@ import dslc
 from compiler import directory, manifest, tensors
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
+from compiler.pairs import most_pairs
 from compiler.pipeline import STAGES, Compiled, compile_model
 from compiler.report import Report, report
 from compiler.text import program_text
@@ -17,6 +18,7 @@ from dsl.constants import Choices
 from dsl.deploy import Deployment
 from dsl.deploy_check import choose
 from dsl.diagnostics import near
+from dsl.requirements import limit_of
 from dslc.config import read_config
 
 BACKENDS = ("pytorch",)
@@ -78,6 +80,18 @@ class Program:
         """
         return choose(self.compiled.source, name)
 
+    @property
+    def context(self) -> manifest.ContextRow | None:
+        """How many positions a sequence may have; None if the source sets no limit."""
+        limit = limit_of(self.compiled.source.library, self.compiled.source.constants)
+        if limit is None:
+            return None
+        return manifest.ContextRow(
+            positions=limit.positions,
+            place=str(limit.span),
+            text=" ".join(limit.span.text.split()),
+        )
+
     def save(
         self,
         path: str | Path,
@@ -115,6 +129,8 @@ class Program:
             passes=STAGES,
             files=files,
             config=config,
+            context=self.context,
+            pairs=most_pairs(self.compiled.program),
             backend=self.backend,
             target=self.target,
         )

@@ -11,7 +11,8 @@ from tests.programs_base import HEAD
 
 OPERATIONS = (
     "project project multiply multiply add pointwise gate normed soft reduce cached along attend "
-    "attend masked pick among experts called rotated viewed viewed joined places inner"
+    "attend masked pick among experts called rotated viewed viewed joined places inner "
+    "shifted remembered remembered"
 ).split()
 
 

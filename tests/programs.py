@@ -132,6 +132,45 @@ class Block(Written):
         self.lines.append(f"cached {value}{dtype} = {v}")
         self.values.append(value)
 
+    def shifted(self) -> None:
+        """A history some tokens before, or at several of them."""
+        v = self.value(lambda v: "s" in v.axes and "t" not in v.axes)
+        if v is None:
+            return
+        place, axes = self.one(("t-1", "t-3", "t-{0}", "t+{0}-{1}")), ["t", *self.plain(v)]
+        if "{" in place:
+            axes.append(self.new())
+            place = place.format(axes[-1], self.size(axes[-1]) - 1)
+        if self.fits(axes):
+            self.let(axes, v.where("s", place), v.exact)
+
+    def remembered(self) -> None:
+        """A state, with a value that belongs to it or without."""
+        v = self.value(lambda v: "t" in v.axes and "s" not in v.axes)
+        assert v is not None
+        w = self.value(
+            lambda w: "s" not in w.axes and self.fits(tuple(dict.fromkeys((*v.axes, *w.axes))))
+        )
+        axes = list(dict.fromkeys((*v.axes, *(w.axes if w is not None else ()))))
+        new = f"{v} * {w}" if w is not None and self.maybe() else str(v)
+        axes = axes if " * " in new else list(v.axes)
+        state = Value(self.name("S"), tuple(self.some(axes, 9)), v.exact)
+        before, plain = state.where("t", "t-1"), [a for a in axes if a != "t"]
+        gates = [g for g in self.values if "s" not in g.axes and set(g.axes) <= set(axes)]
+        rate = self.one(("0.5", "-0.3", *(f"sigmoid({g})" for g in gates)))
+        text = self.one(("{r} * {b} + {n}", "{n} - tanh({b}) * {r}", "{r} * max({b}, 0) + {n}"))
+        if plain and not any("|" in a for a in plain) and self.maybe():
+            over = self.one(plain)
+            old = Value(self.name("v"), tuple(a for a in axes if a != over))
+            self.lines.append(f"let {old} = mean[{over}]({before})")
+            text = "{n} * 0.5 + {b} * " + f"tanh({old})"
+        start = self.one(("0", "0.5", "W"))
+        start = self.param(*plain) if start == "W" else start
+        text = text.format(r=rate, b=before, n=new)
+        dtype = self.one(("", "", ": f32", ": act"))
+        self.lines.append(f"scan {state}{dtype} = {text} from {start}")
+        self.values.append(state)
+
     def along(self) -> None:
         """A history reduced under a mask."""
         v = self.value(lambda v: "s" in v.axes)

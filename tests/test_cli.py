@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,8 @@ from pathlib import Path
 import pytest
 
 import dslc
-from dslc import cli, terminal
+from dslc import cli, terminal, transcript
 from dslc.commands import models as models_command
-from dslc.commands import run as run_command
 from pytorch.small import SIZES, compiled, model, prompts, weights, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,8 +151,16 @@ def test_inspect_json_has_the_published_numbers(run):
     assert all(row.keys() == keys for row in found["blocks"])
 
 
+def test_inspect_counts_states_per_sequence(run):
+    found = run("inspect", "qwen3_next", "--json").json
+    assert found["kv_cache"] == {"bytes_per_token": 24_576, "bytes_per_sequence": 77_266_944}
+    assert "  state per sequence" in run("inspect", "qwen3_next").out
+    assert "  state per sequence" not in run("inspect", "qwen3_moe").out
+
+
 def test_inspect_for_people(run):
     result = run("inspect", "dsv3", "--dims", "small", "--sequence", 128)
+    assert re.search(r"longest sequence +163,840 positions\n", result.out)
     assert "cache per token, BF16" in result.out and "      expert[0..16] " in result.out
     assert "…" not in result.out  # nothing is cut off in a pipe
 
@@ -220,7 +228,6 @@ def test_emit_prints_and_writes_nothing(run, tmp_path):
         ["--emit", "mlir"],
         ["--backend", "mlir"],
         ["--target", "sm_90"],
-        ["--optimize"],
         ["--deploy", "ep2"],
     ],
 )
@@ -331,7 +338,11 @@ def test_a_prompt_without_a_tokenizer_is_refused(run, tmp_path):
         (["--tokens", "1", "--nproc", "2"], "--nproc 2 is not built yet"),
         (["--tokens", "1", "--record-loads", "x"], "--record-loads is not built yet"),
         (["--tokens", "1", "--checkpoint", "nothing"], "there is no checkpoint folder nothing"),
-        (["--tokens", "1", "--max-new-tokens", "1000000000000"], "available"),
+        (
+            ["--tokens", "1,2", "--max-new-tokens", "163839"],
+            "a prompt of 2 and 163,839 new tokens are 163,841 positions; the model is made for "
+            "163,840 (require history <= context_length, std/rotary.arch:23)",
+        ),
     ],
 )
 def test_run_refuses_in_one_message(run, options, message):
@@ -359,16 +370,16 @@ def test_interrupted_it_prints_what_there_is(run, monkeypatch):
         if step == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_command._Watch, "token", token)
+    monkeypatch.setattr(transcript.Watch, "token", token)
     result = run("run", compiled(), "--tokens", "1,2,3")
-    assert result.status == 0 and len(result.out.split(",")) == 6
+    assert result.status == cli.INTERRUPTED and len(result.out.split(",")) == 6
 
 
 def test_interrupted_before_it_ends_quietly(run, monkeypatch):
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_command, "run", interrupted)
+    monkeypatch.setattr("dslc.commands.run.run", interrupted)
     result = run("run", compiled(), "--tokens", "1,2,3")
     assert result.status == cli.INTERRUPTED and not result.err.strip()
 

@@ -41,6 +41,17 @@ def test_results_have_no_padding(names):
     assert names["whole"].shape == (2, 9)
 
 
+def test_a_cache_that_is_kept_changes_nothing(names):
+    model, cache = names["model"], names["model"].new_cache(1)
+    assert names["answer"].equal(model.generate(names["question"], cache=cache))
+    assert names["begun"].shape == (1, 37) and names["drawn"].shape == (2, 37)
+
+
+def test_the_error_on_the_page_is_the_one_that_is_raised(names):
+    blocks = re.findall(r"^```text\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks == [names["said"] + "\n"]
+
+
 def test_inside(names):
     assert names["values"]["layers[3].h"].shape == (2, 5, 256)
     assert "branch" in names["text"] and "class MLA" in names["code"]

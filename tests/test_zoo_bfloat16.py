@@ -14,6 +14,7 @@ from test_zoo_llama3 import FAMILY as LLAMA3
 from test_zoo_mixtral import FAMILY as MIXTRAL
 from test_zoo_qwen2_5 import FAMILY as QWEN2_5
 from test_zoo_qwen3_moe import FAMILY as QWEN3_MOE
+from test_zoo_qwen3_next import FAMILY as QWEN3_NEXT
 
 SEEDS = range(5)
 TOKENS = torch.randint(97, (48,), generator=torch.Generator().manual_seed(0))
@@ -38,7 +39,7 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize(
-    "family", [LLAMA3, QWEN2_5, MIXTRAL, QWEN3_MOE, DSV2], ids=lambda f: f.file
+    "family", [LLAMA3, QWEN2_5, MIXTRAL, QWEN3_MOE, QWEN3_NEXT, DSV2], ids=lambda f: f.file
 )
 def test_error_is_at_most_a_fifth_above_transformers_own(tmp_path, family):
     compiled, ratios = str(tmp_path / "compiled"), []

@@ -15,6 +15,7 @@ from transformers import (
     MixtralConfig,
     Qwen2Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 import dslc
@@ -46,6 +47,15 @@ QWEN3 = {
     "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "rope_theta": 1000000.0,
     "rms_norm_eps": 1e-6, "decoder_sparse_step": 1, "mlp_only_layers": [],
     "max_position_embeddings": 40960,
+}  # fmt: skip
+QWEN3_NEXT = {
+    "architecture": Qwen3NextConfig, "vocab_size": 151936, "num_key_value_heads": 2,
+    "head_dim": 256, "num_experts": 512, "num_experts_per_tok": 10, "norm_topk_prob": True,
+    "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "rope_theta": 10000000,
+    "partial_rotary_factor": 0.25, "rope_scaling": None, "rms_norm_eps": 1e-6,
+    "full_attention_interval": 4, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+    "decoder_sparse_step": 1, "mlp_only_layers": [], "max_position_embeddings": 262144,
 }  # fmt: skip
 YARN = {
     "type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32,
@@ -104,6 +114,8 @@ PUBLISHED = {
     ("qwen3_moe", "235B-A22B"): (
         {**QWEN3, **sizes(4096, 94, 64, 12288, moe_intermediate_size=1536)},
         235_093_634_560, 192_512),
+    ("qwen3_next", "80B-A3B"): (
+        {**QWEN3_NEXT, **sizes(2048, 48, 16, 5120)}, 79_674_391_296, 24_576),
     ("dsv2", "v2"): (
         {**DSV2, **sizes(5120, 60, 128, 12288, moe_intermediate_size=1536, q_lora_rank=1536,
                          n_routed_experts=160, n_group=8, topk_group=3, routed_scaling_factor=16.0,
@@ -175,3 +187,11 @@ def test_cache_bytes_of_the_hardware_paper():
     """arXiv:2505.09343, table 1."""
     assert preset(("qwen2_5", "72B")).report().cache_bytes_per_token == 327_680
     assert preset(("llama3", "405B")).report().cache_bytes_per_token == 516_096
+
+
+def test_states_of_qwen3_next():
+    """32 heads remember 128 x 128 numbers in float32, and the last 3 inputs of the convolution."""
+    remembered, convolved = 32 * 128 * 128 * 4, 3 * (2 * 16 * 128 + 32 * 128) * 2
+    report = preset(("qwen3_next", "80B-A3B")).report()
+    assert report.state_bytes_per_sequence == 36 * (remembered + convolved)
+    assert preset(("qwen3_moe", "30B-A3B")).report().state_bytes_per_sequence == 0

@@ -13,7 +13,7 @@ from backends.pytorch.emit_tables import roots
 from backends.pytorch.emit_text import Text, arguments, call, comment, method, wrapped
 from backends.pytorch.emit_values import BATCH, EmitError, Value, permuted
 from backends.pytorch.names import Scope
-from compiler.ir import Dim, DType, Graph, Node
+from compiler.ir import KEPT, Dim, DType, Graph, Node
 from dsl.diagnostics import Span
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # An equation and its name; a value with its last index.
 EQUATION = re.compile(
-    r"(?:let\s+|cached\s+)?([A-Za-z_]\w*)\s*(?:\[[^=]*\])?\s*(?::\s*\w+\s*)?=(?!=)"
+    r"(?:let\s+|cached\s+|scan\s+)?([A-Za-z_]\w*)\s*(?:\[[^=]*\])?\s*(?::\s*\w+\s*)?=(?!=)"
 )
 INDEXED = re.compile(r"([A-Za-z_]\w*)\[(?:[^\[\]]*\W)?(\w+)\]$")
 MOST_LINES = 6  # of an equation that is quoted
@@ -94,7 +94,7 @@ class Body:
     def add(self, graph: Graph, prefix: str = "") -> list[Node]:
         """Take in the nodes of a graph that its result needs: this body's, or those a composite
         stands for. Returns them, but for inputs, in their order."""
-        needed = {graph.output} | {n.name for n in graph if n.op == "cache"}
+        needed = {graph.output} | {n.name for n in graph if n.op in KEPT}
         for node in reversed(list(graph)):
             if node.name in needed and (prefix or node.name not in self.tables):
                 needed.update(node.inputs)
@@ -141,7 +141,7 @@ class Body:
             return
         if final and self.uses[node.name] == 1:
             return
-        if node.op == "cache" and not self.uses[node.name]:
+        if node.op in KEPT and not self.uses[node.name]:
             self.line(str(value), node.span)  # kept, though nobody reads it in this body
         elif node.label and str(value) != node.label and node.op not in ("param", "state"):
             self.bind(node, node.label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from backends.pytorch import emit_recurrences as recurrences
 from backends.pytorch.emit_text import Text, call, stretch
 from backends.pytorch.emit_values import BATCH, EmitError, Value, full, permuted
 from compiler.ir import Dim, Graph, Node
@@ -22,8 +23,14 @@ def cache(body: Body, node: Node) -> Value:
     value = permuted(value, [time if a == history else a for a in node.type.names])
     axis = value.axis(time)
     name = f'"{node.attrs["name"]}"'
+    kept = recurrences.kept(body, node)
     text = call(
-        f"{body.runtime_step}.extend", "self", name, str(value), *([str(axis)] if axis else [])
+        f"{body.runtime_step}.{'recent' if kept else 'extend'}",
+        "self",
+        name,
+        str(value),
+        *kept,
+        *([str(axis)] if axis else []),
     )
     return Value(text, (BATCH, *node.type.names), value.dtype)
 

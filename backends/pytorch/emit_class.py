@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from backends.pytorch.emit_body import Body, Method
 from backends.pytorch.emit_sizes import Sizes, atoms
 from backends.pytorch.emit_tables import table
-from backends.pytorch.emit_text import Text, call, comment, spoken, wrapped
+from backends.pytorch.emit_text import WIDTH, Text, call, comment, spoken, wrapped
 from backends.pytorch.emit_values import EmitError, Number, Value
 from backends.pytorch.names import TAKEN, Scope, attribute
 from compiler import rules
@@ -167,6 +167,16 @@ class ClassWriter:
             self.methods[key] = self._written(graph, name, key[1], note=note)
         return self.methods[key]
 
+    def of_one_token(self, graph: Graph, batched: Iterable[str]) -> Method:
+        """What a scan does at one token."""
+        key = (graph.name, frozenset(batched))
+        if key not in self.methods:
+            definition, *rest = graph.name.removeprefix(f"{self.module.name}.").split(".")
+            name = "_".join(["", *([] if definition == "call" else [definition]), *rest])
+            note = "; one token of every sequence"
+            self.methods[key] = self._written(graph, name, key[1], note=note)
+        return self.methods[key]
+
     def _written(
         self,
         graph: Graph,
@@ -242,7 +252,9 @@ class ClassWriter:
         out.append("        super().__init__()")
         kept = [a.name for a in self.arguments() if a.size is None or a.name in self.sizes.stored]
         if kept:
-            out += wrapped(f"{', '.join(f'self.{k}' for k in kept)} = {', '.join(kept)}", 8)
+            line = f"{', '.join(f'self.{k}' for k in kept)} = {', '.join(kept)}"
+            lines = [line] if len(line) + 8 <= WIDTH else [f"self.{k} = {k}" for k in kept]
+            out += [f"        {line}" for line in lines]
         for parameter in self.module.parameters:
             out += self._parameter(parameter)
         out += children
@@ -283,10 +295,16 @@ class ClassWriter:
         empty = call("torch.empty", *shape, *dtype)
         own = attribute(parameter.name)
         composite = any(d.parts for d in parameter.type.dims)
-        note = f"  # {', '.join(parameter.type.names)}" if composite else ""
         if parameter.role == "state" or parameter.type.dtype in ("i64", "bool"):
-            return wrapped(f'self.register_buffer("{own}", {empty}){note}', 8)
-        return wrapped(f"self.{own} = nn.Parameter({empty}){note}", 8)
+            made = wrapped(f'self.register_buffer("{own}", {empty})', 8)
+        else:
+            made = wrapped(f"self.{own} = nn.Parameter({empty})", 8)
+        if not composite:
+            return made
+        note = ", ".join(parameter.type.names)
+        if len(made) == 1 and len(made[0]) + len(note) + 4 <= WIDTH:
+            return [f"{made[0]}  # {note}"]
+        return [*comment(note, "", 8), *made]
 
     def _children(self) -> list[str]:
         out: list[str] = []

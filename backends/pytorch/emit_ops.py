@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from backends.pytorch import emit_arithmetic as arithmetic
 from backends.pytorch import emit_calls as calls
 from backends.pytorch import emit_composites as composites
+from backends.pytorch import emit_recurrences as recurrences
 from backends.pytorch.emit_text import SUM, Text, arguments, call, method, stretch
 from backends.pytorch.emit_values import (
     BATCH,
@@ -333,6 +334,8 @@ OPS: Mapping[str, Callable[[Body, Node], Value]] = {
     "concat": concat,
     "stack": stack,
     "cache": calls.cache,
+    "shift": recurrences.shift,
+    "scan": recurrences.scan,
     "call": calls.call_child,
     "chain": calls.chain,
     "apply": calls.apply,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from compiler.ir import Graph
 
 NEVER = frozenset(
-    "input position param state cache call chain apply branch select_rows attention experts".split()
+    "input position param state cache scan call chain apply branch select_rows attention "
+    "experts".split()
 )
 DYNAMIC = frozenset({"time", "history", "rows"})
 

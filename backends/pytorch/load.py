@@ -18,6 +18,7 @@ from backends.pytorch.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.inputs import InputError
 from backends.pytorch.memory import require
 from backends.pytorch.model import Model
+from backends.pytorch.places import remember_text
 from backends.pytorch.problems import listing
 from compiler.manifest import Manifest, ManifestError, digest, read, verified_files
 
@@ -113,6 +114,7 @@ def _emitted(directory: Path, files: dict[str, bytes]) -> ModuleType:
     module = ModuleType(name)
     module.__file__ = str(directory / CODE)
     sys.modules[name] = module  # classes are looked up by their module's name
+    remember_text(module, files[CODE].decode())
     exec(compile(files[CODE], module.__file__, "exec"), module.__dict__)
     return module
 

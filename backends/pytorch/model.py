@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from backends.pytorch import generate as generation
 from backends.pytorch.ahead.decoder import Decoder
-from backends.pytorch.generate import generate
-from backends.pytorch.inputs import InputError, NotAvailable, counts_of, packed, unpacked
+from backends.pytorch.inputs import (
+    InputError,
+    NotAvailable,
+    check_context,
+    counts_of,
+    packed,
+    unpacked,
+)
 from backends.pytorch.memory import require
 from backends.pytorch.names import attribute_path
+from backends.pytorch.places import located
 from backends.pytorch.problems import listing, message, told
 from backends.pytorch.runtime import Cache, Step
+from compiler.errors import UserError
 from compiler.manifest import EntryRow, Manifest
 
 
@@ -91,7 +100,9 @@ class Model(nn.Module):
             [batch, time, vocab] in the model's dtype; rows past a sequence's length are zero.
 
         Raises:
-            InputError: wrong shapes, dtypes, lengths or token numbers.
+            InputError: wrong shapes, dtypes, lengths or token numbers; more positions than the
+                model is made for.
+            CacheFull: more positions than the cache has room for.
         """
         return self.run("main", (tokens,), lengths, cache, last_only)
 
@@ -137,19 +148,62 @@ class Model(nn.Module):
 
         Returns:
             [rows wanted, ...]; the cache counts the step's positions from now on.
+
+        Raises:
+            RunError: an equation could not be computed; says which line of the source it is.
         """
         row = self._entry(entry)
+        check_context(self.manifest, step.history)
+        if step.cache is not None:
+            self.make_room(step.cache, step.history)
         if step.total == 0:
             shape = [n for n in row.shape[1:] if isinstance(n, int)]
             return torch.zeros(0, *shape, dtype=self.dtype, device=self.device)
         given = [self._placed(inputs[i.name]) for i in row.inputs]
         rows: Tensor
-        if entry == "main" and self._decoder and self._decoder.takes(step):
-            rows = self._decoder.step(given[0], step)
-        else:
-            rows = getattr(self.module, entry)(step, *given)
+        try:
+            if entry == "main" and self._decoder and self._decoder.takes(step):
+                rows = self._decoder.step(given[0], step)
+            else:
+                rows = getattr(self.module, entry)(step, *given)
+        except UserError:
+            raise
+        except Exception as error:
+            place = located(error)
+            if place is None:
+                raise
+            raise place from error
         step.commit()
+        self._remember(row, step, inputs)
         return rows if row.shape[0] == "wanted" else step.select(rows)
+
+    def _remember(self, row: EntryRow, step: Step, inputs: Mapping[str, Tensor]) -> None:
+        """Let the cache know which tokens its positions came from, where tokens are all they came
+        from: ``generate`` then goes on from them."""
+        known = len(row.inputs) == 1 and row.inputs[0].below is not None
+        if step.cache is None or not known or not step.in_order:
+            return
+        if row is not self.manifest.entries["main"]:
+            return  # another entry may not fill all that main reads
+        parts = inputs[row.inputs[0].name].split(step.counts)
+        for slot, start, part in zip(step.slots, step.starts, parts, strict=True):
+            step.cache.remember(slot, start, part.tolist())
+
+    def make_room(self, cache: Cache, positions: int) -> None:
+        """Find out whether a cache can hold so many positions of a sequence, before any is run.
+
+        Raises:
+            CacheFull: it has a fixed capacity, which is smaller.
+            MemoryNeeded: it would grow, and that does not fit.
+        """
+        if not cache.grows or positions <= cache.capacity:
+            cache.reserve(positions)
+            return
+        require(
+            f"a cache of {cache.slots:,} x {positions:,} positions",
+            cache.slots * positions * self.cache_bytes_per_token(),
+            self.device,
+        )
 
     def _placed(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype)
@@ -166,26 +220,12 @@ class Model(nn.Module):
         if capacity is not None:
             require(
                 f"a cache of {batch:,} x {capacity:,} positions",
-                batch * capacity * self.cache_bytes_per_token(),
+                batch * (capacity * self.cache_bytes_per_token() + self.state_bytes()),
                 self.device,
             )
         return Cache(batch, capacity)
 
-    def generate(
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None = None,
-        max_new_tokens: int = 32,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        eos: int | Sequence[int] | None = None,
-        on_token: Callable[[int, Tensor], None] | None = None,
-    ) -> Tensor | list[Tensor]:
-        """Continue each sequence; see ``backends.pytorch.generate.generate``."""
-        return generate(
-            self, tokens, lengths, max_new_tokens, temperature, top_p, seed, eos, on_token
-        )
+    generate = generation.generate
 
     def trace(self, names: Sequence[str], tokens: Tensor, entry: str = "main") -> dict[str, Tensor]:
         """Named values of the source, computed by the reference interpreter.
@@ -236,8 +276,17 @@ class Model(nn.Module):
 
     def cache_bytes_per_token(self, entry: str = "main") -> int:
         """Bytes that one position of one sequence takes in a cache."""
+        return self._kept(entry, states=False)
+
+    def state_bytes(self, entry: str = "main") -> int:
+        """Bytes that a sequence takes in a cache however long it is: states, last positions."""
+        return self._kept(entry, states=True)
+
+    def _kept(self, entry: str, states: bool) -> int:
         width = {"act": self.dtype.itemsize, "f32": 4, "i64": 8, "bool": 1}
-        rows = [row for row in self.manifest.caches if entry in row.entries]
+        rows = [
+            r for r in self.manifest.caches if entry in r.entries and states == (r.last is not None)
+        ]
         return sum(row.pattern().elements * width[row.format] for row in rows)
 
     def named_parameters(self, prefix: str = "", *arguments: Any, **options: Any) -> Any:

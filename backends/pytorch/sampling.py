@@ -6,7 +6,19 @@ from collections.abc import Sequence
 
 import torch
 
+from backends.pytorch.inputs import InputError
+
 WORD = 1 << 64
+
+
+def check(temperature: float, top_p: float, min_p: float) -> None:
+    """Raises ``InputError`` for parameters that ``choose`` cannot take."""
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature is {temperature}: it must be 0 or more")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p is {top_p}: it must be above 0 and at most 1")
+    if not 0 <= min_p <= 1:
+        raise InputError(f"min_p is {min_p}: it must be at least 0 and at most 1")
 
 
 def choose(
@@ -16,6 +28,7 @@ def choose(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    min_p: float = 0.0,
 ) -> torch.Tensor:
     """The next token of each sequence.
 
@@ -28,10 +41,21 @@ def choose(
         step: how many tokens have been generated before.
         temperature: 0 takes the likeliest token, the lowest of several.
         top_p: draw from the likeliest tokens whose probabilities reach this sum, one at least.
+        min_p: draw from tokens that are at least this share as likely as the likeliest. Where both
+            are given, tokens must pass both.
 
     Returns:
         int64 [sequences].
+
+    Raises:
+        InputError: logits are NaN, of which no token is the likeliest.
     """
+    if logits.amax(-1).isnan().any():
+        bad = [row for row, nan in zip(rows, logits.isnan().any(-1).tolist(), strict=True) if nan]
+        raise InputError(
+            f"the logits of sequence {bad[0]} are NaN after {step} new tokens: the weights hold "
+            "what is no number, or the dtype is too narrow for them"
+        )
     if temperature == 0:
         return logits.argmax(-1)
     # f64, so that the sum of a large vocabulary's probabilities is exact enough to draw from.
@@ -41,6 +65,8 @@ def choose(
     if top_p < 1:
         ordered = ordered.masked_fill(before >= top_p, 0)
         ordered[:, 0] = probability.max(-1).values
+    if min_p > 0:
+        ordered = ordered.masked_fill(ordered < min_p * ordered[:, :1], 0)
     upto = ordered.cumsum(-1)
     draws = [uniform(seed, row, step) for row in rows]
     at = torch.tensor(draws, dtype=torch.float64).to(upto.device) * upto[:, -1]

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from backends.pytorch.places import quoted, source_path
+
 if TYPE_CHECKING:
     from backends.pytorch.model import Model
 
@@ -27,7 +29,7 @@ NAMED = re.compile(r"(?:cached |let )?(\w+)\[")  # what an equation defines
 
 @dataclass(frozen=True)
 class Equation:
-    """A statement's source: ``y``, ``y[d] = gain[d] * unit[d]``, ``std/norm.arch:11``."""
+    """A statement's source: ``c_kv``, ``cached c_kv[s,c] = ...``, ``std/ffn.arch:15``."""
 
     name: str
     text: str
@@ -100,7 +102,7 @@ class _Watcher:
         if name is None and not result:
             return  # a branch: its caller gives the value its name
         owner = _owner(frame)
-        path, block = bracketed(str(getattr(owner, "path", ""))), type(owner).__name__
+        path, block = source_path(str(getattr(owner, "path", ""))), type(owner).__name__
         copy = value.detach().to("cpu", copy=True)
         user = self._user(frame)
         self.found.append(Value(path, block, method, equation, copy, result, user))
@@ -140,11 +142,6 @@ def _owner(frame: FrameType) -> object:
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 
 
-def bracketed(path: str) -> str:
-    """``layers.3.attn``, as emitted modules are called, is ``layers[3].attn`` in the source."""
-    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path)
-
-
 def _equations(code: str) -> dict[int, Equation]:
     """The equation of each line of the emitted code that is part of a statement."""
     lines = code.splitlines()
@@ -162,18 +159,6 @@ def _equations(code: str) -> dict[int, Equation]:
 
 def _above(lines: list[str], line: int, first: int) -> Equation | None:
     """The comment nearest above a line, within the function that begins on line ``first``."""
-    at = line - 2  # counted from 0
-    while at >= first and not lines[at].lstrip().startswith("#"):
-        at -= 1
-    parts: list[str] = []
-    while at >= first and lines[at].lstrip().startswith("#"):
-        text = lines[at].strip()[1:]
-        parts.insert(0, text.strip())
-        if not text.startswith("   "):  # continuations are indented
-            break
-        at -= 1
-    text, _, place = "  ".join(parts).rpartition("  ")
-    name = NAMED.match(text)
-    if name is None or not re.search(r":\d+$", place):
-        return None
-    return Equation(name[1], " ".join(text.split()), place)
+    found = quoted(lines, line, first)
+    name = NAMED.match(found[0]) if found else None
+    return Equation(name[1], *found) if found and name else None

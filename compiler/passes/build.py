@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler import rules
-from compiler.ir import Dim, Graph, Node, Type
+from compiler.ir import KEPT, Dim, Graph, Node, Type
 from dsl import typed
 from dsl.diagnostics import Span
 from dsl.instances import Instance
@@ -85,6 +85,13 @@ class Builder:
         self._hints[node] = name
         return node
 
+    def hint(self, node: str) -> str:
+        """What a value that cannot be traced is called, if it has a name."""
+        return self._hints.get(node, "")
+
+    def call(self, node: str, name: str) -> None:
+        self._hints[node] = name
+
     def finish(self, output: str) -> Graph:
         """The graph: labelled values under their labels, the others numbered in order."""
         names: dict[str, str] = {}
@@ -122,7 +129,7 @@ class Builder:
         return graph
 
     def _live(self, output: str) -> set[str]:
-        stack = [output, *(n.name for n in self.nodes.values() if n.op in ("input", "cache"))]
+        stack = [output, *(n.name for n in self.nodes.values() if n.op == "input" or n.op in KEPT)]
         live: set[str] = set()
         while stack:
             name = stack.pop()

@@ -7,7 +7,7 @@ the next step would read the second writing for both. It is part of ``elaborate`
 
 from __future__ import annotations
 
-from compiler.ir import Node, Program
+from compiler.ir import KEPT, Node, Program
 from dsl.diagnostics import Diagnostic, DiagnosticError, Note, Span
 
 Path = tuple[str, ...]
@@ -32,7 +32,7 @@ def _visit(
     written: dict[tuple[Path, str], Span | None],
 ) -> None:
     for node in program.bodies[body]:
-        if node.op == "cache":
+        if node.op in KEPT:
             key = (path, str(node.attrs["name"]))
             if key in written:
                 raise _twice(node, entry, path, call, written[key])
@@ -47,19 +47,24 @@ def _visit(
 def _twice(
     cache: Node, entry: str, path: Path, call: Node | None, first: Span | None
 ) -> DiagnosticError:
-    name = cache.attrs["name"]
-    notes = [Note(cache.span, "cached here")] if cache.span is not None else []
+    name, keeps = cache.attrs["name"], "caches" if cache.op == "cache" else "keeps"
+    notes = (
+        [Note(cache.span, "cached here" if keeps == "caches" else "kept here")]
+        if cache.span is not None
+        else []
+    )
     if first is not None:
         notes.insert(0, Note(first, "it runs here first"))
     return DiagnosticError(
         [
             Diagnostic(
                 "E0506",
-                f"'{'.'.join(path)}' runs twice in one step of '{entry}', and caches '{name}' "
+                f"'{'.'.join(path)}' runs twice in one step of '{entry}', and {keeps} '{name}' "
                 "each time",
                 call.span if call is not None else cache.span,
                 notes=tuple(notes),
-                hint="what is cached belongs to one use: use the block once for each time it runs",
+                hint=f"what is {'cached' if keeps == 'caches' else 'kept'} belongs to one use: "
+                "use the block once for each time it runs",
             )
         ]
     )

@@ -9,7 +9,7 @@ from typing import Any
 from compiler.ir import Graph, Node, Program, Rewriter
 
 # Each of these means itself: a cache appends, arguments differ, and a call may hold a cache.
-DISTINCT = frozenset({"input", "cache", "call", "chain", "apply", "branch"})
+DISTINCT = frozenset({"input", "cache", "scan", "call", "chain", "apply", "branch"})
 
 
 def run_on(graph: Graph) -> Graph:
@@ -88,4 +88,6 @@ def _renamed(program: Program, to: Mapping[str, str]) -> Program:
     return replace(program, bodies=bodies, modules=modules, entries=entries)
 
 
-BODIES = frozenset({"body", "then", "otherwise", "block", "mask"})  # attributes that name a body
+BODIES = frozenset(
+    {"body", "read", "then", "otherwise", "block", "mask"}
+)  # attributes that name a body

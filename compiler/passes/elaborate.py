@@ -22,7 +22,7 @@ from compiler.ir import (
     Program,
     Type,
 )
-from compiler.passes import caches, wanted
+from compiler.passes import bounds, caches, wanted
 from compiler.passes.build import Lifting, dim_of
 from compiler.passes.lower import BodyLowering
 from dsl import typed
@@ -40,7 +40,7 @@ def run(program: CheckedProgram) -> Program:
     """
     elaborated = Elaborator(program).run()
     caches.check(elaborated)
-    return wanted.run(elaborated)
+    return wanted.run(bounds.run(elaborated))
 
 
 class Elaborator:

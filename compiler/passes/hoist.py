@@ -25,7 +25,7 @@ from compiler.passes import cse, simplify
 
 SOURCES = frozenset({"constant", "iota", "position"})
 # What reads a body's arguments, parameters or cache; other ops are functions of their operands.
-BOUND = frozenset({"input", "param", "state", "cache", "select_rows"})
+BOUND = frozenset({"input", "param", "state", "cache", "scan", "select_rows"})
 # Attributes that name dims.
 DIM_NAMES = frozenset({"over", "to", "dim", "dims", "part"})
 

@@ -11,6 +11,7 @@ from compiler.ir import ROWS, Dim, Graph, Type
 from compiler.passes.build import Builder, Lifting, dim_of
 from compiler.passes.lower_calls import call_block, call_chain, call_fn
 from compiler.passes.lower_exprs import FLOATS, choice, contraction, join, reduce
+from compiler.passes.recurrences import before, scan
 from compiler.passes.views import subscripted
 from dsl import syntax as ast
 from dsl import typed
@@ -36,6 +37,7 @@ class Frame:
     scope: ConstScope
     dims: dict[typed.Index, Dim]
     values: dict[str, str] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)  # of scans, at the token before
     natural: str = "act"
     inlined: bool = False
 
@@ -257,11 +259,12 @@ class BodyLowering:
             self.frame.values[equation.name] = self._equation(equation)
 
     def _equation(self, e: typed.Equation) -> str:
-        before, self.f32 = self.f32, e.dtype == "f32" or (self.f32 and self.frame.inlined)
+        wide = e.dtype == "f32" or (e.kind == "scan" and e.dtype is None)
+        outer, self.f32 = self.f32, wide or (self.f32 and self.frame.inlined)
         try:
             node = self.expr(e.value)
         finally:
-            f32, self.f32 = self.f32, before
+            f32, self.f32 = self.f32, outer
         written, axes = e.written, e.axes
         if e.kind == "cached":
             written = axes = tuple(
@@ -274,6 +277,8 @@ class BodyLowering:
             node = self.as_float(node, "f32", e.span)
         elif wanted is not None:
             node = self.cast(node, wanted, e.span)
+        if e.kind == "scan":
+            node = scan(self, e, node)
         if e.kind == "cached":
             type = self.type(node)
             dims = [self.dim(a) for a in e.axes]
@@ -305,7 +310,7 @@ class BodyLowering:
         own = [self.dim(a) for a in axes]
         names = {d.name for d in own}
         dims = (*[d for d in self.type(node).dims if d.name not in names], *own)
-        return self._ordered(node, dims)
+        return self.ordered(node, dims)
 
     def _join(self, node: str, axis: typed.Axis, into: Dim, span: Span) -> str:
         names = self.type(node).names
@@ -335,7 +340,7 @@ class BodyLowering:
                 dims.append(d)
         return self.emit(op, (node,), dims, type.dtype, span, type.of, **attrs)
 
-    def _ordered(self, node: str, dims: tuple[Dim, ...]) -> str:
+    def ordered(self, node: str, dims: tuple[Dim, ...]) -> str:
         """The same value with its dims in this order: free to choose where it is made."""
         old = self.builder[node]
         if old.type.dims == dims:
@@ -395,6 +400,8 @@ class BodyLowering:
     def _value(self, e: typed.Value) -> str:
         if e.role == "value":
             node = self.frame.values[e.name]
+        elif e.role == "before":
+            node = before(self, e)
         else:
             stored = next(s for s in self.instance.block.stored if s.name == e.name)
             dims = [dim_of(self.instance, a) for a in stored.axes]

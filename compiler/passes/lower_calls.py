@@ -26,7 +26,7 @@ def call_fn(lower: BodyLowering, e: typed.CallFn) -> str:
     dims = {formal: lower.dim(axis) for formal, axis in e.bind}
     strong = {lower.type(n).dtype for n in nodes if lower.builder[n].op != "constant"}
     natural = "f32" if "f32" in strong else "act"
-    frame = Frame(f"fn {fn.name}", fn.scope, dims, {}, natural, inlined=True)
+    frame = Frame(f"fn {fn.name}", fn.scope, dims, natural=natural, inlined=True)
     for formal, node in zip(fn.definition.formals, nodes, strict=True):
         frame.values[formal.name] = node
     before, lower.frame = lower.frame, frame

@@ -59,12 +59,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from compiler.ir import Graph, Node, Program, Rewriter
-from compiler.passes import attention, norms
+from compiler.passes import attention, linear, norms
 from compiler.passes.composites import Match, narrow, replace, rounds, wide, with_cast
 
 
 def run(program: Program) -> Program:
     """Replace what is recognised in every body; the bodies replaced are added to the program."""
+    program = linear.run(program)
     bodies: dict[str, Graph] = {}
     taken = set(program.bodies)
     for name, graph in program.bodies.items():

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from compiler.ir import Dim
 from compiler.passes.build import dim_of
 from dsl import typed
+from dsl.extents import Extent, ExtentError
 from dsl.instances import fail
+from dsl.shifts import furthest
 
 if TYPE_CHECKING:
     from compiler.passes.lower import BodyLowering
@@ -41,7 +43,8 @@ def subscripted(lower: BodyLowering, node: str, e: typed.Value) -> str:
 
 def _held(lower: BodyLowering, e: typed.Value, axis: typed.Axis) -> Dim:
     """The dim that stands for a declared axis: parameters keep the block's own names."""
-    return dim_of(lower.instance, axis) if e.role != "value" else lower.dim(axis)
+    stored = e.role in ("param", "state")
+    return dim_of(lower.instance, axis) if stored else lower.dim(axis)
 
 
 def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Value) -> str:
@@ -72,6 +75,8 @@ def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Va
                 text = f"'{dim.name}' runs from 0 to {size - 1}, and this is {at}"
                 raise fail("E0401", text, value.span)
             return lower.view("select", node, [dim.name], [], e.span, dim=dim.name, at=at)
+        case typed.Shift():
+            return _shift(lower, node, dim, sub, e)
         case typed.Pick(value=value):
             f32, lower.f32 = lower.f32, False
             index = lower.expr(value)
@@ -88,6 +93,31 @@ def _apply(lower: BodyLowering, node: str, dim: Dim, sub: typed.Sub, e: typed.Va
                 "gather", (node, index), dims, type.dtype, e.span, type.of, dim=dim.name
             )
     raise AssertionError(sub)
+
+
+def _shift(lower: BodyLowering, node: str, dim: Dim, sub: typed.Shift, e: typed.Value) -> str:
+    into = [lower.dim(sub.time)]
+    attrs = {"history": dim.name, "sign": sub.sign, "offset": _offset(lower, sub)}
+    if sub.index is not None:
+        into.append(lower.dim(sub.index))
+        attrs["index"] = into[1].name
+    return lower.view("shift", node, [dim.name], into, e.span, **attrs)
+
+
+def _offset(lower: BodyLowering, shift: typed.Shift) -> Extent:
+    """How many tokens after its time a shift begins, which is none."""
+    sizes = lower.elaborator.instances.sizes
+    try:
+        ahead = lower.extent(furthest(shift)).at(sizes)
+        lower.extent(shift.offset).at(sizes)
+    except ExtentError as error:
+        raise fail(
+            "E0412", f"this is no token before '{shift.time}': {error}", shift.span
+        ) from None
+    if ahead > 0:
+        text = f"nothing is read after '{shift.time}': this reaches {ahead} ahead"
+        raise fail("E0412", text, shift.span)
+    return lower.extent(shift.offset)
 
 
 def _part_dim(lower: BodyLowering, dim: Dim, part: typed.Axis, e: typed.Value) -> Dim:

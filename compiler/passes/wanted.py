@@ -10,26 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compiler.ir import WANTED, Dim, Graph, Node, Program, Rewriter, Type
-
-# Ops that treat positions one by one, as long as they do not work along time itself.
-POINTWISE = frozenset(
-    "map contract reduce softmax top argtop in_top gather cast "
-    "flatten unflatten part select rename expand stack concat".split()
-)
+from compiler.passes import sink
+from compiler.passes.sink import POINTWISE
 
 
 def run(program: Program) -> Program:
     """Each entry's result for the wanted rows of the step."""
     bodies = dict(program.bodies)
     for entry in program.entries.values():
-        bodies[entry.body] = _select(bodies[entry.body])
+        bodies[entry.body] = _select(bodies[entry.body], program)
     return program.with_bodies(bodies)
 
 
-def _select(graph: Graph) -> Graph:
+def _select(graph: Graph, program: Program) -> Graph:
     if _time(graph.result) is None:
         return graph
-    inside = _tail(graph)
+    inside = _tail(graph, program.sizes)
     rewriter = Rewriter(graph)
     chosen: dict[str, str] = {}
     taken = {d.name for n in graph for d in n.type.dims}
@@ -62,10 +58,14 @@ def _select(graph: Graph) -> Graph:
     return rewriter.done()
 
 
-def _tail(graph: Graph) -> set[str]:
+def _tail(graph: Graph, sizes: Mapping[str, int]) -> set[str]:
     """The nodes over time whose every use leads to the result through ops that treat positions one
-    by one."""
+    by one. What reads a scan's states is done where they are, so that they are not stored."""
     inside: set[str] = set()
+    readers: set[str] = set()
+    for scan in (n for n in graph if n.op == "scan"):
+        found = sink.reader(graph, scan, sizes)
+        readers |= {n.name for n in found.inside} if found is not None else set()
     for node in reversed(list(graph)):
         users = graph.users(node.name)
         wanted = node.name == graph.output or (users and all(u.name in inside for u in users))
@@ -73,6 +73,7 @@ def _tail(graph: Graph) -> set[str]:
             wanted
             and _time(node) is not None
             and node.op in POINTWISE
+            and node.name not in readers
             and not _along_time(node, graph)
         ):
             inside.add(node.name)

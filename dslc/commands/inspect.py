@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 
+from compiler.manifest import ContextRow
 from compiler.report import Report
 from dsl import deploy_show
 from dslc.commands.options import add_json, add_source, compiled, positive
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
             data["deployment"] = deploy_show.describe(deployment)
         print(json.dumps(data))
         return 0
-    _print(report)
+    _print(report, program.context)
     if deployment is not None:
         table((f"deployment {name}", "", ""), deploy_show.rows(deployment), left=3)
     return 0
@@ -51,7 +52,8 @@ def as_data(report: Report) -> dict[str, object]:
             "activated": report.activated,
             "mtp": report.others,
         },
-        "kv_cache": {"bytes_per_token": report.cache_bytes_per_token},
+        "kv_cache": {"bytes_per_token": report.cache_bytes_per_token}
+        | ({"bytes_per_sequence": state} if (state := report.state_bytes_per_sequence) else {}),
         "flops": {
             "forward_per_token": report.forward_flops,
             "training_per_token": report.training_flops,
@@ -61,19 +63,28 @@ def as_data(report: Report) -> dict[str, object]:
     }
 
 
-def _print(report: Report) -> None:
+def _states(report: Report) -> list[tuple[str, str, str]]:
+    """What a sequence keeps beside its cache, if it does."""
+    kept = report.state_bytes_per_sequence
+    return [("state per sequence", f"{kept:,} bytes", "")] if kept else []
+
+
+def _print(report: Report, context: ContextRow | None) -> None:
     print(report.model)
     rows = [
         ("parameters", f"{report.parameters:,}", large(report.parameters)),
         ("activated per token", f"{report.activated:,}", large(report.activated)),
         ("beside the main model", f"{report.others:,}", large(report.others)),
         ("cache per token, BF16", f"{report.cache_bytes_per_token:,} bytes", ""),
+        *_states(report),
         (
             f"FLOPs per token, sequence {report.sequence:,}",
             f"{flops(report.forward_flops)} forward",
             f"{flops(report.training_flops)} in training",
         ),
     ]
+    if context is not None:
+        rows.insert(4, ("longest sequence", f"{context.positions:,} positions", ""))
     for what, value, short in rows:
         print(f"  {what:<36} {value:>24}   {short}".rstrip())
     table(

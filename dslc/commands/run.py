@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import UserError
+from compiler.manifest import read
+from dslc.cli import INTERRUPTED
 from dslc.commands.options import add_json, not_yet
+from dslc.prompts import conversation, encoded, need_tokenizer, open_tokenizer
 from dslc.terminal import note, progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from backends.pytorch.model import Model
+    from dslc.transcript import Transcript, Watch
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +39,30 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=tokens,
         help="a prompt as token numbers; may be repeated",
     )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="prompts are messages for the checkpoint's chat template; only answers are shown",
+    )
     parser.add_argument("--max-new-tokens", metavar="N", type=int, default=32, help="(%(default)s)")
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=0.0, help="0 takes the likeliest token"
     )
     parser.add_argument("--top-p", metavar="P", type=float, default=1.0, help="(%(default)s)")
+    parser.add_argument(
+        "--min-p",
+        metavar="P",
+        type=float,
+        default=0.0,
+        help="only tokens at least this share as likely as the likeliest (%(default)s)",
+    )
+    parser.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="end a sequence before this text; may be repeated",
+    )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling")
     parser.add_argument("--init-seed", metavar="N", type=int, default=0, help="of random weights")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="(%(default)s)")
@@ -70,20 +89,17 @@ def run(options: argparse.Namespace) -> int:
         raise not_yet(f"--nproc {options.nproc}")
     if options.record_loads:
         raise not_yet("--record-loads")
-    tokenizer = _tokenizer(options.checkpoint)
-    if options.prompt and tokenizer is None:
-        where = (
-            f"{options.checkpoint} has no tokenizer.json"
-            if options.checkpoint
-            else "no --checkpoint"
-        )
-        raise UserError(f"--prompt needs a tokenizer ({where}); --tokens takes token numbers")
-    prompts = options.tokens or [tokenizer.encode(text).ids for text in options.prompt]
-    if not all(prompts):
-        raise UserError("a prompt needs at least one token")
+    tokenizer = open_tokenizer(options.checkpoint)
+    prompts = _prompts(options, tokenizer)
 
+    from backends.pytorch.inputs import check_prompts
     from backends.pytorch.load import load
+    from backends.pytorch.sampling import check
+    from dslc.transcript import Transcript, Watch
 
+    # Before weights are loaded, which may take minutes.
+    check(options.temperature, options.top_p, options.min_p)
+    check_prompts(read(options.directory), prompts, options.max_new_tokens)
     with progress("loading") as bar:
         model = load(
             options.directory,
@@ -94,136 +110,87 @@ def run(options: argparse.Namespace) -> int:
             progress=bar,
             note=note,
         )
-    watch = _Watch(len(prompts))
-    stream = None if options.json or len(prompts) > 1 else _Stream(prompts[0], tokenizer)
-    out = _generate(model, prompts, options, watch, stream)
-    texts = [tokenizer.decode(sequence) for sequence in out] if tokenizer else None
+    live = sys.stdout.isatty() and not options.json and len(prompts) == 1
+    watch = Watch()
+    transcript = Transcript(prompts, tokenizer, options.stop, options.chat, live)
+    interrupted = False
+    try:
+        tokens = _generate(model, tokenizer, options, watch, transcript)
+    except KeyboardInterrupt:  # what there is by then is printed
+        interrupted = True
+        tokens = transcript.tokens()
+    transcript.end()
+    texts = transcript.texts()
     if options.json:
         timing = watch.timing(sum(map(len, prompts)))
-        print(json.dumps({"tokens": out, "text": texts, "timing": timing}))
-    elif stream:
-        stream.end()
-    else:
-        for number, sequence in enumerate(out):
-            print(texts[number] if texts else ",".join(map(str, sequence)))
+        print(json.dumps({"tokens": tokens, "text": texts, "timing": timing}))
+    elif not live:
+        for number in range(len(prompts)):
+            print(transcript.text(number))
     if options.checkpoint is None:
         note("weights are random, as there is no --checkpoint")
-    return 0
+    return INTERRUPTED if interrupted else 0
+
+
+def _prompts(options: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
+    """The prompts as tokens.
+
+    Raises:
+        UserError: an option needs a tokenizer or a template that is not there.
+    """
+    if options.stop:
+        need_tokenizer(tokenizer, options.checkpoint, "--stop")
+        if not all(options.stop):
+            raise UserError("--stop needs a text: an empty one would end everything at once")
+    if options.chat and options.tokens:
+        raise UserError("--chat makes messages of --prompt; --tokens are taken as they are")
+    if options.prompt:
+        need_tokenizer(tokenizer, options.checkpoint, "--prompt", "; --tokens takes token numbers")
+    if options.chat:
+        prompts = conversation(tokenizer, options.checkpoint, options.prompt)
+    else:
+        prompts = options.tokens or [encoded(tokenizer, text) for text in options.prompt]
+    if not all(prompts):
+        raise UserError("a prompt needs at least one token")
+    return prompts
 
 
 def _generate(
     model: Model,
-    prompts: Sequence[Sequence[int]],
+    tokenizer: Any,
     options: argparse.Namespace,
-    watch: _Watch,
-    stream: _Stream | None,
+    watch: Watch,
+    transcript: Transcript,
 ) -> list[list[int]]:
+    """Prompt and continuation of each sequence."""
     import torch
 
     from backends.pytorch.checkpoint import eos_tokens
 
+    prompts = transcript.prompts
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     padded = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = torch.tensor(prompt)
-    out = [list(prompt) for prompt in prompts]
 
     def on_token(step: int, new: Tensor) -> None:
         watch.token(step, new.tolist())
-        for sequence, token in zip(out, new.tolist(), strict=True):
-            if token >= 0:
-                sequence.append(token)
-        if stream:
-            stream.token(out[0])
+        transcript.token(new.tolist())
 
+    # Special tokens have no text, so that one given as --stop is found by its number.
+    special = [[n] for text in options.stop if (n := tokenizer.token_to_id(text)) is not None]
     watch.start()
-    with contextlib.suppress(KeyboardInterrupt):  # what there is by then is printed
-        model.generate(
-            padded,
-            lengths,
-            options.max_new_tokens,
-            options.temperature,
-            options.top_p,
-            options.seed,
-            eos=eos_tokens(options.checkpoint) if options.checkpoint else None,
-            on_token=on_token,
-        )
-    return out
-
-
-class _Watch:
-    """Times prefill, up to the first token, and decode, from there on."""
-
-    def __init__(self, batch: int):
-        self.batch = batch
-        self.decoded = 0
-        self.started = self.first = self.last = 0.0
-
-    def start(self) -> None:
-        self.started = time.perf_counter()
-
-    def token(self, step: int, new: Sequence[int]) -> None:
-        self.last = time.perf_counter()
-        if step == 0:
-            self.first = self.last
-        else:
-            self.decoded += sum(token >= 0 for token in new)
-
-    def timing(self, prompt_tokens: int) -> dict[str, float | None]:
-        """Tokens per second of all sequences together; None where nothing was timed."""
-        prefill, decode = self.first - self.started, self.last - self.first
-        return {
-            "prefill_tokens_per_second": prompt_tokens / prefill if self.first else None,
-            "decode_tokens_per_second": self.decoded / decode if self.decoded else None,
-        }
-
-
-class _Stream:
-    """Prints one sequence as it grows, on standard output; at once in a pipe, at its end."""
-
-    def __init__(self, prompt: Sequence[int], tokenizer: Any):
-        self.tokenizer = tokenizer
-        self.live = sys.stdout.isatty()
-        self.tokens: list[int] = list(prompt)
-        self.shown = ""
-        self._show()
-
-    def token(self, tokens: Sequence[int]) -> None:
-        self.tokens = list(tokens)
-        self._show()
-
-    def end(self) -> None:
-        self.live = True
-        self._show(whole=True)
-        print()
-
-    def _show(self, whole: bool = False) -> None:
-        if not self.live:
-            return
-        text = self._text()
-        # A character of several tokens is not shown before it is whole.
-        if whole or not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[len(self.shown) :], end="", flush=True)
-            self.shown = text
-
-    def _text(self) -> str:
-        if self.tokenizer is None:
-            return ",".join(map(str, self.tokens))
-        text: str = self.tokenizer.decode(self.tokens)
-        return text
-
-
-def _tokenizer(checkpoint: Path | None) -> Any:
-    """The checkpoint's tokenizer, if it has one.
-
-    Raises:
-        UserError: tokenizer.json is not one.
-    """
-    if checkpoint is None or not (checkpoint / "tokenizer.json").exists():
-        return None
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    except Exception as error:  # the library raises plain Exception
-        raise UserError(f"{checkpoint / 'tokenizer.json'} cannot be read: {error}") from None
+    out = model.generate(
+        padded,
+        lengths,
+        options.max_new_tokens,
+        options.temperature,
+        options.top_p,
+        options.seed,
+        eos=eos_tokens(options.checkpoint) if options.checkpoint else None,
+        on_token=on_token,
+        min_p=options.min_p,
+        stop=[*options.stop, *special],
+        tokenizer=tokenizer,
+    )
+    return [sequence.tolist() for sequence in out]

@@ -5,6 +5,7 @@ import pytest
 from dsl.constants import Choices
 from dsl.diagnostics import DiagnosticError
 from dsl.program import open_program
+from dsl.requirements import limit_of
 
 NEEDS = """
 require config layer_types = "full" | "window"
@@ -45,3 +46,69 @@ def test_an_expression_waits_for_a_checkpoint(tmp_path):
     open_program(str(file))
     with pytest.raises(DiagnosticError, match="this does not hold: heads > 1"):
         open_program(str(file), Choices(config={"heads": 1}))
+
+
+# -- how long a sequence may be -------------------------------------------------------------------
+
+REACH = """
+const most  = config max_position_embeddings else null
+const table = 512
+require history <= most
+require history <= 2 * table
+"""
+
+
+def reach(tmp_path, text: str, **config: object) -> tuple[int, str] | None:
+    file = tmp_path / "reach.arch"
+    file.write_text(text)
+    program = open_program(str(file), Choices(config=config or None))
+    limit = limit_of(program.library, program.constants)
+    return limit and (limit.positions, limit.span.text)
+
+
+def test_the_least_of_all_limits_holds(tmp_path):
+    shorter = reach(tmp_path, REACH, max_position_embeddings=77)
+    assert shorter == (77, "require history <= most")
+    longer = reach(tmp_path, REACH, max_position_embeddings=4096)
+    assert longer == (1024, "require history <= 2 * table")
+    assert reach(tmp_path, REACH) == (1024, "require history <= 2 * table")  # null is no limit
+    assert reach(tmp_path, "const history = 5 require history <= 8") is None  # a constant
+
+
+@pytest.mark.parametrize(
+    ("scaling", "most"),
+    [
+        ({}, 64),  # plain: as config.json says
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "yarn", "factor": 4.0}, 256),  # trained at what config.json says
+        ({"type": "llama3", "factor": 8.0, "original_max_position_embeddings": 4}, 64),
+    ],
+)
+def test_a_stretched_rotary_embedding_reaches_further(tmp_path, scaling, most):
+    config = {"max_position_embeddings": 64, "rope_scaling": scaling}
+    limit = reach(tmp_path, "import std.rotary", **config)
+    assert limit == (most, "require history <= context_length")
+
+
+def test_a_config_that_names_no_length_sets_no_limit(tmp_path):
+    assert reach(tmp_path, "import std.rotary") is None
+
+
+def test_a_limit_may_wait_for_a_checkpoint(tmp_path):
+    text = "const most = config max_position_embeddings\nrequire history <= most"
+    assert reach(tmp_path, text) is None
+    assert reach(tmp_path, text, max_position_embeddings=9) == (9, "require history <= most")
+
+
+def test_a_key_that_several_constants_read_sets_all_that_would_read_it(tmp_path):
+    file = tmp_path / "shared.arch"
+    file.write_text("const size = config inner.width, width\nconst other = config width else 1")
+
+    def sizes(**config: object) -> list:
+        choices = Choices(set={"width": 99}, config=config)
+        constants = open_program(str(file), choices).constants
+        return [constants.value(n, None) for n in ("size", "other")]
+
+    assert sizes() == [99, 99]
+    assert sizes(inner={"width": 7}, width=8) == [7, 99]

@@ -1,6 +1,6 @@
 """Hard models, each with its meaning in straight-line torch; see ``base``."""
 
-from tests.nasty import attentions, blocks
+from tests.nasty import attentions, blocks, recurrences
 from tests.nasty.base import MODELS
 
-__all__ = ["MODELS", "attentions", "blocks"]
+__all__ = ["MODELS", "attentions", "blocks", "recurrences"]

@@ -126,12 +126,12 @@ class Case:
 @torch.no_grad()
 def _randomise(model: nn.Module, generator: torch.Generator, constant_routing: bool) -> None:
     """Values of order one everywhere: matrices keep the scale of their input, gains scatter around
-    one, biases around zero."""
+    what they are made as (one, or zero where a norm adds one), biases around zero."""
     tied = model.config.tie_word_embeddings
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         if name.endswith("norm.weight"):
-            tensor.copy_(1 + 0.2 * noise)
+            tensor.copy_(tensor.mean().round() + 0.2 * noise)
         elif name.endswith("bias"):
             tensor.copy_(0.5 * noise)
         elif name.endswith("embed_tokens.weight"):

@@ -153,7 +153,7 @@ def test_a_step_that_is_not_committed_leaves_no_trace() -> None:
 def test_a_cache_of_given_capacity_does_not_grow() -> None:
     cache = Cache(1, capacity=2)
     x = torch.zeros(3, 1)
-    with pytest.raises(ValueError, match="holds 2 positions per sequence; 3 are needed"):
+    with pytest.raises(ValueError, match="made for 2 positions per sequence, and 3 are needed"):
         Step([3], cache=cache).extend(module(), "c", x)
     Step([2], cache=cache).extend(module(), "c", x[:2])
     assert cache.nbytes == 2 * 4

@@ -150,6 +150,12 @@ class Blocks:
     def __getattr__(self, name: str) -> Any:
         raise NeedsWide(self.__dict__["_path"])
 
+    def _operator(self, *_: Any) -> Any:
+        raise NeedsWide(self._path)
+
+    __getitem__ = __neg__ = __add__ = __radd__ = __sub__ = __rsub__ = _operator
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = _operator
+
 
 class BlockedWeight(Tensor):
     """A parameter that is kept as bytes and scales; what reads it gets a wide copy.

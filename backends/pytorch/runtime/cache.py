@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from compiler.errors import UserError
+
 if TYPE_CHECKING:
     from backends.pytorch.runtime.step import Step
 
 FIRST_CAPACITY = 64  # positions that a growing cache starts with
+
+
+class CacheFull(UserError, ValueError):
+    """More positions than a cache of fixed capacity holds."""
 
 
 class Cache:
@@ -22,8 +28,14 @@ class Cache:
     ``c_kv[s, c]`` it is ``[slots, capacity, c]``. Positions past a slot's length hold zeros, so
     that what masking multiplies by zero is never a stale infinity.
 
+    What a ``scan`` keeps has no positions: one value for each slot, ``[slots, ...]``, that of the
+    slot's last position.
+
     ``lengths`` says how many positions of each slot count; it moves when a step is committed, so
     that a step that failed, or that is run again through another entry point, leaves no trace.
+
+    ``tokens`` are those that the first positions of each slot came from, as far as that is known:
+    what a later call may go on from instead of computing it again.
     """
 
     def __init__(self, slots: int, capacity: int | None = None):
@@ -33,17 +45,25 @@ class Cache:
         self.slots = slots
         self.capacity = FIRST_CAPACITY if capacity is None else capacity
         self.lengths: list[int] = [0] * slots
+        self.tokens: list[list[int]] = [[] for _ in range(slots)]
         self._grows = capacity is None
         self._memory: dict[str, tuple[Tensor, int]] = {}  # path: (memory, its time axis)
+        self._latest: dict[str, Tensor] = {}  # path: the state of each slot
+
+    @property
+    def grows(self) -> bool:
+        """Is there no limit but memory?"""
+        return self._grows
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated so far."""
-        return sum(memory.nbytes for memory, _ in self._memory.values())
+        states = sum(state.nbytes for state in self._latest.values())
+        return states + sum(memory.nbytes for memory, _ in self._memory.values())
 
     def paths(self) -> list[str]:
         """What is remembered: ``layers.3.attn.c_kv``, in the order of first writing."""
-        return list(self._memory)
+        return [*self._memory, *self._latest]
 
     def holds(self, path: str) -> bool:
         """Has this value been written before?"""
@@ -58,13 +78,15 @@ class Cache:
         """Make room for ``capacity`` positions in every slot.
 
         Raises:
-            ValueError: the cache was made with a smaller capacity.
+            CacheFull: the cache was made with a smaller capacity.
         """
         if capacity <= self.capacity:
             return
         if not self._grows:
-            raise ValueError(
-                f"the cache holds {self.capacity} positions per sequence; {capacity} are needed"
+            raise CacheFull(
+                f"the cache was made for {self.capacity:,} positions per sequence, and "
+                f"{capacity:,} are needed: new_cache(batch, capacity={capacity}), or no capacity, "
+                "and it grows"
             )
         self.capacity = max(capacity, 2 * self.capacity)
         longest = max(self.lengths, default=0)
@@ -77,7 +99,8 @@ class Cache:
         """Keep only the first ``lengths[i]`` positions of slot i (or of ``slots[i]``).
 
         Raises:
-            ValueError: a slot is shorter than that, or the number of lengths is wrong.
+            ValueError: a slot is shorter than that, or the number of lengths is wrong; or the model
+                keeps a state, and the slot would end neither where it does nor empty.
         """
         wanted = [int(n) for n in (lengths.tolist() if isinstance(lengths, Tensor) else lengths)]
         chosen = list(range(self.slots)) if slots is None else list(slots)
@@ -86,12 +109,31 @@ class Cache:
         for slot, length in zip(chosen, wanted, strict=True):
             if not 0 <= length <= self.lengths[slot]:
                 raise ValueError(f"slot {slot} holds {self.lengths[slot]} positions, not {length}")
+            if self._latest and length not in (0, self.lengths[slot]):
+                raise ValueError(
+                    f"slot {slot} cannot end at {length} of its {self.lengths[slot]} positions: "
+                    f"'{next(iter(self._latest))}' is a state, kept as it is after the last one"
+                )
         for slot, length in zip(chosen, wanted, strict=True):
-            dropped = self.lengths[slot] - length
-            if dropped:
-                for memory, axis in self._memory.values():
-                    memory[slot].narrow(axis - 1, length, dropped).zero_()
-                self.lengths[slot] = length
+            self._cut(slot, length)
+
+    def reset(self, slot: int) -> None:
+        """Forget all of a slot: it is as new, for another sequence."""
+        self._cut(slot, 0)
+
+    def _cut(self, slot: int, length: int) -> None:
+        dropped = self.lengths[slot] - length
+        if dropped:
+            for memory, axis in self._memory.values():
+                memory[slot].narrow(axis - 1, length, dropped).zero_()
+            self.lengths[slot] = length
+            del self.tokens[slot][length:]
+
+    def remember(self, slot: int, start: int, tokens: Sequence[int]) -> None:
+        """These are the tokens of a slot's positions from ``start`` on. Where positions before
+        them came from other inputs, nothing is known that a call could go on from."""
+        if len(self.tokens[slot]) == start:
+            self.tokens[slot] += tokens
 
     def extend(self, path: str, x: Tensor, axis: int, step: Step) -> Tensor:
         """Write a step's packed values and return the histories of its sequences.
@@ -122,8 +164,32 @@ class Cache:
             rows = memory.index_select(0, step.slot_of_sequence)
         return rows.narrow(at, 0, step.history)
 
-    def commit(self, slots: Iterable[int], lengths: Iterable[int]) -> None:
-        """Let the slots' lengths be these: their new positions count from now on."""
+    def recall(self, path: str, start: Tensor, step: Step) -> Tensor:
+        """The states of a step's sequences: ``start``, ``[batch, ...]``, for those that begin."""
+        if path not in self._latest:
+            return start
+        found = self._latest[path][step.slot_of_sequence]
+        if all(step.starts):
+            return found
+        begun = torch.tensor(step.starts).to(start.device) > 0
+        return torch.where(begun.reshape(-1, *[1] * (start.ndim - 1)), found, start)
+
+    def commit(
+        self,
+        slots: Sequence[int],
+        lengths: Iterable[int],
+        states: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Let the slots' lengths be these: their new positions count from now on.
+
+        Args:
+            states: by path, ``[len(slots), ...]``: what scans keep after these positions.
+        """
+        for path, state in (states or {}).items():
+            if path not in self._latest:
+                shape = (self.slots, *state.shape[1:])
+                self._latest[path] = torch.zeros(shape, dtype=state.dtype, device=state.device)
+            self._latest[path][list(slots)] = state
         for slot, length in zip(slots, lengths, strict=True):
             self.lengths[slot] = length
 

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from backends.pytorch.runtime.cache import Cache
+from backends.pytorch.runtime.recurrence import chunks
 
 T = TypeVar("T")
+FEW = 4  # tokens that are computed one by one in a linear recurrence too
 MOST_REMEMBERED = 1 << 24  # pairs of a token and a position of its history
 
 
@@ -79,6 +81,7 @@ class Step:
         self.in_order = position is None  # positions are places in the history
         self._position = position
         self._remembered: dict[object, object] = {}
+        self._after: dict[str, Tensor] = {}  # states after the step, which commit hands the cache
         if last_only and rows is None:
             ends = torch.tensor(self.counts, dtype=torch.int64).cumsum(0) - 1
             rows = ends[torch.tensor(self.counts, dtype=torch.int64) > 0].to(self.device)
@@ -237,10 +240,139 @@ class Step:
             return self.pad(x, axis)
         return self.cache.extend(f"{module.path}.{name}", x, axis, self)
 
+    def recent(self, module: nn.Module, name: str, x: Tensor, kept: int, axis: int = 0) -> Tensor:
+        """A packed value with the last ``kept`` of each sequence before it: all that a shift reads.
+
+        Returns:
+            ``[batch, ..., kept + time, ...]``, zeros where a sequence had fewer. The cache keeps
+            the last ones after the step when it is committed.
+        """
+        now = self.pad(x, axis)
+        shape = list(now.shape)
+        shape[axis + 1] = kept
+        before = now.new_zeros(shape)
+        path = f"{module.path}.{name}"
+        if self.cache is None:
+            return torch.cat([before, now], axis + 1)
+        window = torch.cat([self.cache.recall(path, before, self), now], axis + 1)
+        if self.even:
+            after = window.narrow(axis + 1, self.time, kept)
+        else:
+            counts = torch.tensor(self.counts, dtype=torch.int64)
+            rows = (counts[:, None] + torch.arange(kept)).to(self.device)
+            sequences = torch.arange(self.batch, device=self.device)[:, None]
+            after = window.movedim(axis + 1, 1)[sequences, rows].movedim(1, axis + 1)
+        self._after[path] = after.detach()
+        return window
+
+    def before(
+        self,
+        x: Tensor,
+        axis: int,
+        first: int,
+        count: int | None = None,
+        sign: int = 1,
+        kept: int | None = None,
+    ) -> Tensor:
+        """A history read some tokens before each of the step; 0 before a sequence's first token.
+
+        Args:
+            x: ``[batch, ..., history, ...]``, the history at ``axis``.
+            first: which token is read, counted from each of the step; not above 0.
+            count: read so many, each ``sign`` after the one before.
+            kept: ``x`` is what ``recent`` gives, ``[batch, ..., kept + time, ...]``.
+
+        Returns:
+            ``[total, ...]``, with ``count``: ``[total, count, ...]``.
+        """
+        rows = (self.index if kept is None else self.offset + kept) + first
+        sequence = self.sequence
+        if count is not None:
+            rows = rows[:, None] + sign * torch.arange(count, device=self.device)
+            sequence = sequence[:, None]
+        found = x.movedim(axis, 1)[sequence, rows.clamp(min=0)]
+        if (
+            kept is not None
+            or min(self.starts, default=0) + first + min(0, sign * ((count or 1) - 1)) >= 0
+        ):
+            return found
+        there = (rows >= 0).reshape(*rows.shape, *[1] * (found.ndim - rows.ndim))
+        return torch.where(there, found, 0)
+
+    def scan(
+        self,
+        module: nn.Module,
+        name: str,
+        start: Tensor,
+        body: Callable[..., Tensor],
+        moving: Sequence[Tensor],
+        fixed: Sequence[Tensor] = (),
+        read: Callable[..., Tensor] | None = None,
+        asked: Sequence[Tensor] = (),
+        known: Sequence[Tensor] = (),
+        linear: bool = False,
+    ) -> Tensor:
+        """A state that is replaced token by token: ``state = body(state, *moving, *fixed)``.
+
+        Each sequence goes on from what ``module`` kept of it, or begins with ``start``; padding
+        does not touch it. The cache keeps the states after the step when it is committed.
+
+        Args:
+            start: ``[...]``, the state before a first token, the same for all sequences.
+            body: one token of every sequence: ``[batch, ...]`` of the state and of each moving one.
+            moving: packed values ``[total, ...]``; ``fixed``: values that are the same for all.
+            read: what is wanted of each state, ``read(state, *asked, *known)``: all of it, unless
+                given. ``asked`` are packed, ``known`` the same for all.
+            linear: ``moving`` are scale, write, value and read of a linear recurrence, ``asked`` is
+                its query (``compiler/passes/linear.py``): many tokens may be computed at once.
+
+        Returns:
+            packed ``[total, ...]``.
+        """
+        state = start.expand(self.batch, *start.shape)
+        path = f"{module.path}.{name}"
+        if self.cache is not None:
+            state = self.cache.recall(path, state, self)
+        given = [self.pad(x) for x in moving]
+        wanted = [self.pad(x) for x in asked]
+        if linear and self.time > FEW:
+            result, state = self._in_chunks(state, given, wanted)
+            if self.cache is not None:
+                self._after[path] = state.detach()
+            return self.pack(result)
+        made: list[Tensor] = []
+        for token in range(self.time):
+            after = body(state, *(x[:, token] for x in given), *fixed)
+            if self.time_valid is not None:
+                there = self.time_valid[:, token].reshape(-1, *[1] * (state.ndim - 1))
+                after = torch.where(there, after, state)
+            state = after
+            if read is not None:
+                made.append(read(state, *(x[:, token] for x in wanted), *known))
+            else:
+                made.append(state)
+        if self.cache is not None:
+            self._after[path] = state.detach()
+        return self.pack(torch.stack(made, 1))
+
+    @staticmethod
+    def _still(x: Tensor, valid: Tensor, fill: float) -> Tensor:
+        return torch.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, fill)
+
+    def _in_chunks(
+        self, state: Tensor, given: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """A linear recurrence over the step's tokens; padding scales by 1 and writes nothing."""
+        scale, write, value, *read = given
+        if self.time_valid is not None:
+            scale = self._still(scale, self.time_valid, 1.0)
+            write = self._still(write, self.time_valid, 0.0)
+        return chunks(state, scale, write, value, read[0] if read else None, wanted[0])
+
     def commit(self) -> None:
         """Let the cache count this step's positions. Call it once, when the step has been run."""
         if self.cache is not None:
-            self.cache.commit(self.slots, self.lengths)
+            self.cache.commit(self.slots, self.lengths, self._after)
 
 
 def _within(x: Tensor, valid: Tensor | None, axis: int, fill: float) -> Tensor:
