@@ -105,7 +105,8 @@ def test_it_runs_as_the_random_model_and_as_transformers(shipped, tmp_path):
     tokens = torch.randint(1024, (17,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours = model(tokens[None])[0]
-    assert_equal(ours, Reference(folder).logits([tokens])[0])
+    # Equality to rounding is held elsewhere, on well-conditioned weights; a wrong key is told.
+    assert_equal(ours, Reference(folder).logits([tokens])[0], tolerance=1e-4)
 
 
 # -- the files -------------------------------------------------------------------------------------
