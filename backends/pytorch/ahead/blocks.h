@@ -80,7 +80,8 @@ DSLC_FAST static void dslc_rows(const void* x, int x_is_bf16, const uint8_t* w, 
   int64_t whole = 0;
 #endif
   float table[256];
-  for (unsigned i = 0; i < 256; ++i) table[i] = dslc_float(dslc_widened(i));
+  if (whole < k)
+    for (unsigned i = 0; i < 256; ++i) table[i] = dslc_float(dslc_widened(i));
 #pragma omp parallel
   {
 #ifdef DSLC_WIDE
@@ -157,7 +158,12 @@ DSLC_FAST static void dslc_widen_all(const uint8_t* w, const float* scale, void*
   int64_t across = (k + columns - 1) / columns;
   float table[256];
   for (unsigned i = 0; i < 256; ++i) table[i] = dslc_float(dslc_widened(i));
-#pragma omp parallel for schedule(static)
+#pragma omp parallel
+  {
+#ifdef DSLC_WIDE
+    dslc_table wide = dslc_make_table();
+#endif
+#pragma omp for schedule(static)
   for (int64_t row = 0; row < n; ++row) {
     const uint8_t* mine = w + row * k;
     const float* along = scale + row / rows * across;
@@ -166,7 +172,6 @@ DSLC_FAST static void dslc_widen_all(const uint8_t* w, const float* scale, void*
       float by = along[i / columns];
 #ifdef DSLC_WIDE
       if (to_bf16) {
-        dslc_table wide = dslc_make_table();
         for (; j + 64 <= stop; j += 64) {
           __m512i part[2];
           dslc_widen(&wide, mine + j, &part[0], &part[1]);
@@ -190,6 +195,7 @@ DSLC_FAST static void dslc_widen_all(const uint8_t* w, const float* scale, void*
         else ((float*)out)[row * k + j] = value;
       }
     }
+  }
   }
 }
 
