@@ -75,6 +75,12 @@ class OneToken(Step):
             raise NotImplementedError(f"{module.path}.{name} is kept with time behind other dims")
         return self._extend(f"{module.path}.{name}", x)[None]
 
+    def recent(self, module: nn.Module, name: str, x: Tensor, kept: int, axis: int = 0) -> Tensor:
+        raise NotImplementedError(f"{module.path}.{name} is a state, not a history")
+
+    def scan(self, module: nn.Module, name: str, *_: Any, **__: Any) -> Tensor:
+        raise NotImplementedError(f"{module.path}.{name} is a state, not a history")
+
     def remembered(self, key: object, make: Callable[[], Any]) -> Any:
         return make()
 
