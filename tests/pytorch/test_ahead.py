@@ -225,6 +225,16 @@ def test_a_plan_that_names_another_file(optimized, tmp_path):
         dslc.load(folder)
 
 
+def test_states_are_refused():
+    """They have no place among histories, and a step without them would say something else."""
+    with pytest.raises(dslc.UserError) as raised:
+        traced(dslc.compile("qwen3_next", dims="small").code(), "float32")
+    assert str(raised.value) == (
+        "--optimize: a step of one token cannot be traced: turn.0.linear.0.mix.u is kept without "
+        "positions, as a state is"
+    )
+
+
 def test_what_cannot_be_traced_is_said(monkeypatch):
     program = dslc.compile("dsv3", set=SIZES)
     broken = replace(program).code().replace("torch.sigmoid(", "print(1 / 0) or (")
