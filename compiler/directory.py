@@ -81,6 +81,7 @@ def fresh(directory: Path) -> Iterator[Path]:
                 f"will not write {directory}: it is not empty; choose another directory"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target, unfinished=True)  # first, as they may fill the disk
         written = _Written(target)
         try:
             yield written.path
@@ -204,9 +205,15 @@ def _exchange(a: Path, b: Path) -> None:
         raise OSError(code, os.strerror(code), str(b))
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Directories of writers that were killed: nobody holds their lock."""
+def _remove_leftovers(target: Path, unfinished: bool = False) -> None:
+    """Directories of writers that were killed: nobody holds their lock.
+
+    Args:
+        unfinished: not those that are whole, one of which may be the last that there is.
+    """
     for left in target.parent.glob(f".{target.name}.*{SUFFIX}"):
+        if unfinished and (left / FILE_NAME).exists():
+            continue
         try:
             lock = os.open(left, os.O_RDONLY)
         except OSError:

@@ -88,9 +88,12 @@ def run(
     tokens: Sequence[int],
     note: Note,
     edited: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Run:
-    """Run a compiled model on one sequence, and keep every named value."""
-    model: Model = load(directory, checkpoint, dtype=dtype, note=note, edited=edited)
+    """Run a compiled model on one sequence, and keep every named value, but not the model."""
+    model: Model = load(
+        directory, checkpoint, dtype=dtype, progress=progress, note=note, edited=edited
+    )
     with torch.no_grad(), watching(model) as values:
         logits = model(torch.tensor([list(tokens)]))[0]
     return Run(values, logits, model.manifest)

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from compiler.errors import UserError
+from compiler.ir import Program
+from compiler.precision import Stored, weights_of
 from compiler.used import used
 from dsl import syntax as ast
 from dsl.constants import Choices, Constant, Constants, config_value, shown
+from dsl.deploy import Deployment, PrecisionRule
 from dsl.diagnostics import Diagnostics
 from dsl.instances import Instances
 from dsl.program import CheckedProgram
@@ -64,6 +67,64 @@ def unbound(source: CheckedProgram) -> dict[str, Constant]:
     free = {name: v for name, v in values.items() if not source.constants.declared[name].keys}
     different = _differing(source, free, config_of(source))
     return {name: values[name] for name in different}
+
+
+def fp8_weights(deployment: Deployment, program: Program) -> tuple[tuple[int, int], set[Stored]]:
+    """The tile that a deployment keeps weights in FP8 by, and which weights.
+
+    Args:
+        program: as elaborated.
+
+    Raises:
+        UserError: it keeps none so, or not as such checkpoints are published.
+    """
+    chosen: set[Stored] = set()
+    tiles: set[tuple[int, int]] = set()
+    for rule in deployment.precision:
+        value = next((t for t in (*rule.targets, *rule.exceptions) if t.kind == "value"), None)
+        if value is not None:
+            raise UserError(
+                f"the deployment '{deployment.name}' speaks of the value '{value}', and init of "
+                "weights only: name parameters, uses or blocks"
+            )
+        tile = _fp8_tile(rule)
+        if tile is None:
+            chosen -= weights_of(program, rule)  # the last rule decides
+        else:
+            chosen |= weights_of(program, rule)
+            tiles.add(tile)
+    if not chosen:
+        raise UserError(
+            f"the deployment '{deployment.name}' keeps no weights in E4M3 with a scale in FP32 for "
+            "each tile, which is how FP8 checkpoints are published"
+        )
+    if len(tiles) > 1:
+        raise UserError(
+            f"the deployment '{deployment.name}' has tiles of several sizes, and a checkpoint one"
+        )
+    return tiles.pop(), chosen
+
+
+def _fp8_tile(rule: PrecisionRule) -> tuple[int, int] | None:
+    weights = rule.roles.get("weights")
+    if weights is None or weights.format is None or weights.tile is None:
+        return None
+    format, rows, columns = weights.format, weights.tile.rows, weights.tile.columns
+    if format.scale is None or not rows or not columns:
+        return None
+    e4m3 = (format.exponent, format.fraction, format.infinities) == (4, 3, False)
+    f32 = (format.scale.exponent, format.scale.fraction) == (8, 23)
+    return (rows, columns) if e4m3 and f32 else None
+
+
+def fp8_config(tile: tuple[int, int]) -> Config:
+    """``quantization_config`` of a checkpoint whose matrices are in FP8."""
+    return {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": list(tile),
+    }
 
 
 def _put_required(config: Config, need: ast.Require) -> None:

@@ -74,3 +74,11 @@ def test_a_tied_checkpoint_may_hold_the_head_or_not(tmp_path):
     with pytest.warns(UserWarning, match=r"does not use: lm_head\.weight"):
         model = dslc.load(str(tmp_path / "compiled"), checkpoint=str(path))
     assert "lm_head.weight" not in model.state_dict()
+
+
+def test_latent_attention_with_fewer_heads_of_keys(tmp_path):
+    """Each head expands keys and values of its own; transformers would repeat them."""
+    path = DSV3_2.write(tmp_path / "checkpoint")
+    edit_config(path, num_key_value_heads=1)
+    with refused("kv_heads == heads", "kv_heads is 1"):
+        dslc.compile("dsv3_2", checkpoint=str(path))

@@ -254,8 +254,9 @@ class _Matcher:
             self.sources.append(Source(tensor, stored, scale))
 
     def _lacks(self, tensor: Tensor) -> None:
-        if self.checkpoint.index.get(tensor.name) in self.checkpoint.broken:
-            return  # said once, of its file
+        broken, index = self.checkpoint.broken, self.checkpoint.index
+        if index.get(tensor.name) in broken or (broken and not index):
+            return  # said once, of the file that it is, or may be, in
         entries = tensor.pattern.entries
         if self.required.intersection(entries):
             self.missing.append(tensor)

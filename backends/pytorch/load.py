@@ -88,7 +88,7 @@ def load(
 
     module = _emitted(directory, files).build("meta", run_dtype)  # no memory yet
     memory = Memory(module, place, run_dtype, plan, pieces)
-    require("the model's weights", sum(memory.needed(p) for p in needed), place)
+    require("loading the weights", sum(memory.needed(p) for p in needed), place)
     if found:
         weights.fill(found, memory.of, progress)
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -71,7 +72,10 @@ def read_header(path: Path) -> dict[str, Stored]:
         TensorFileError: the file cannot be opened, or its header is not one.
     """
     try:
-        file_size = path.stat().st_size
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for its writer
+            raise TensorFileError("this is not a file")
+        file_size = about.st_size
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if file_size < 8 or length > min(LONGEST_HEADER, file_size - 8):

@@ -8,7 +8,7 @@ import torch
 
 from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.checkpoint import Checkpoint, CheckpointError, Match, Source
-from backends.pytorch.tensorfile import DTYPES, Reader, TensorFileError
+from backends.pytorch.tensorfile import DTYPES, Reader, Stored, TensorFileError
 from compiler.tensors import Tensor
 
 
@@ -32,9 +32,10 @@ def fill(
     done = 0
     in_file_order = sorted(match.sources, key=lambda s: (s.stored.file, s.stored.start))
     with Reader() as weights, Reader() as scales, torch.no_grad():
+        filler = _Filler(match.checkpoint, weights, scales)
         for source in in_file_order:
             try:
-                _fill_one(source, match.checkpoint, destination(source.tensor), weights, scales)
+                filler.fill(source, destination(source.tensor))
             except TensorFileError as error:
                 raise CheckpointError(
                     f"the checkpoint changed while it was read: {error}"
@@ -44,24 +45,41 @@ def fill(
                 progress(done, total)
 
 
-def _fill_one(
-    source: Source, checkpoint: Checkpoint, into: torch.Tensor, weights: Reader, scales: Reader
-) -> None:
-    stored = source.stored
-    if source.scale is not None:
-        assert checkpoint.block is not None
-        if isinstance(into, BlockedWeight):
-            weights.read(stored, into.data8.view(torch.float8_e4m3fn))
-            scales.read(source.scale, into.scale)
+class _Filler:
+    """Reads tensors straight into their place where they are stored as they are wanted; else by
+    way of one piece of memory for all of them. (A new one for each would leave holes between the
+    weights that the allocator does not give back: half of a model more was measured.)"""
+
+    def __init__(self, checkpoint: Checkpoint, weights: Reader, scales: Reader):
+        self.checkpoint = checkpoint
+        self.weights = weights
+        self.scales = scales
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._largest = max((s.size for s in checkpoint.tensors.values()), default=0)
+
+    def fill(self, source: Source, into: torch.Tensor) -> None:
+        stored = source.stored
+        if source.scale is not None:
+            assert self.checkpoint.block is not None
+            if isinstance(into, BlockedWeight):
+                self.weights.read(stored, into.data8.view(torch.float8_e4m3fn))
+                self.scales.read(source.scale, into.scale)
+                return
+            scale = self.scales.read(source.scale)
+            dequantise(self._read(stored), scale, self.checkpoint.block, into)
             return
-        scale = scales.read(source.scale)
-        dequantise(weights.read(stored), scale, checkpoint.block, into)
-        return
-    in_place = into.device.type == "cpu" and into.is_contiguous()
-    if in_place and into.dtype == DTYPES[stored.dtype]:
-        weights.read(stored, into)
-    else:
-        into.copy_(weights.read(stored))
+        in_place = into.device.type == "cpu" and into.is_contiguous()
+        if in_place and into.dtype == DTYPES[stored.dtype]:
+            self.weights.read(stored, into)
+        else:
+            into.copy_(self._read(stored))
+
+    def _read(self, stored: Stored) -> torch.Tensor:
+        """As it is stored; valid until the next one is read."""
+        if not self._memory.numel():
+            self._memory = torch.empty(self._largest, dtype=torch.uint8)
+        typed = self._memory[: stored.size].view(DTYPES[stored.dtype]).view(stored.shape)
+        return self.weights.read(stored, typed)
 
 
 def dequantise(
@@ -76,7 +94,11 @@ def dequantise(
         into: [rows, columns] of any float dtype.
     """
     rows, columns = block
-    for number, scales in enumerate(scale_inv):  # block row by block row: little memory beside
-        part = slice(number * rows, (number + 1) * rows)
-        wide = scales.repeat_interleave(columns)[: weight.shape[1]]
-        into[part].copy_(weight[part].to(torch.float32) * wide)
+    height, width = weight.shape
+    wide = torch.empty(min(rows, height), width)  # for all rows of blocks, one after the other
+    for number, scales in enumerate(scale_inv):
+        part = slice(number * rows, min((number + 1) * rows, height))
+        exact = wide[: part.stop - part.start]
+        exact.copy_(weight[part])
+        exact *= scales.repeat_interleave(columns)[:width]
+        into[part].copy_(exact)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import ceil, prod
 from pathlib import Path
 
 import torch
 
-from backends.pytorch.checkpoint import INDEX
+from backends.pytorch.checkpoint import INDEX, scale_name
 from backends.pytorch.initialise import CHUNK, values
 from backends.pytorch.memory import shown
 from backends.pytorch.tensorfile import DTYPES
@@ -25,7 +26,12 @@ from compiler.errors import UserError
 from compiler.tensors import Pattern, Tensor
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FP8 = torch.float8_e4m3fn
+FP8_LARGEST = torch.finfo(FP8).max
 IN_FLIGHT = 4  # chunks that are drawn while one is written
+
+Tile = tuple[int, int]  # rows and columns that share a scale
+Bytes = memoryview
 
 
 class DiskFull(UserError):
@@ -33,11 +39,32 @@ class DiskFull(UserError):
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One file: what it is called and what it holds."""
+class Stored:
+    """How a tensor is written: in ``dtype``, or in FP8 with a scale for each tile."""
 
-    file: str
-    tensors: tuple[Tensor, ...]
+    tensor: Tensor
+    dtype: torch.dtype
+    tile: Tile | None = None
+
+    @property
+    def scales(self) -> tuple[int, int] | None:
+        """The shape of its scales."""
+        if self.tile is None:
+            return None
+        rows, columns = self.tensor.shape
+        return ceil(rows / self.tile[0]), ceil(columns / self.tile[1])
+
+    @property
+    def parts(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, dtype and shape of what the file holds of it."""
+        name, shape = self.tensor.name, self.tensor.shape
+        if self.scales is None:
+            return [(name, self.dtype, shape)]
+        return [(name, FP8, shape), (scale_name(name), torch.float32, self.scales)]
+
+    @property
+    def size(self) -> int:
+        return sum(prod(shape) * dtype.itemsize for _, dtype, shape in self.parts)
 
 
 def write_random(
@@ -47,6 +74,7 @@ def write_random(
     dtype: torch.dtype,
     shard_size: int,
     progress: Callable[[int, int], None] | None = None,
+    tiles: Mapping[Pattern, Tile] = {},
 ) -> int:
     """Write ``*.safetensors``, and their index where there are several, into an empty folder.
 
@@ -56,6 +84,7 @@ def write_random(
         dtype: of the tensors that do not say otherwise in the source.
         shard_size: bytes after which a new file begins; a larger tensor has a file of its own.
         progress: called with bytes written, and in all.
+        tiles: the matrices that are stored in FP8, and the tile that shares a scale.
 
     Returns:
         Bytes of all tensors.
@@ -63,44 +92,45 @@ def write_random(
     Raises:
         DiskFull: the file system has less space than that.
     """
-    tensors = [t for pattern in patterns for t in pattern.tensors() if t.elements]
-    width = {t: t.elements * stored_as(t, dtype).itemsize for t in tensors}
-    total = sum(width.values())
+    stored = [
+        Stored(tensor, dtype if tensor.dtype == "act" else torch.float32, tiles.get(pattern))
+        for pattern in patterns
+        for tensor in pattern.tensors()
+        if tensor.elements
+    ]
+    total = sum(s.size for s in stored)
     free = shutil.disk_usage(folder).free
     if total > free:
         raise DiskFull(f"the checkpoint needs {shown(total)}; its disk has {shown(free)} free")
-    shards = _shards(tensors, width, shard_size)
+    shards = _shards(stored, shard_size)
     done = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for shard in shards:
-            with open(folder / shard.file, "wb") as file:
-                file.write(header([(t, stored_as(t, dtype)) for t in shard.tensors]))
-                for chunk in _in_order(pool, _chunks(shard.tensors, seed, dtype)):
-                    file.write(chunk)
-                    done += len(chunk)
+        for name, inside in shards.items():
+            with open(folder / name, "wb") as file:
+                file.write(header(inside))
+                for data in _data(pool, inside, seed):
+                    file.write(data)
+                    done += len(data)
                     if progress:
                         progress(done, total)
     if len(shards) > 1:
-        named = {t.name: shard.file for shard in shards for t in shard.tensors}
+        named = {
+            part[0]: file for file, inside in shards.items() for s in inside for part in s.parts
+        }
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(named.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return total
 
 
-def stored_as(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a tensor in a checkpoint of ``dtype``."""
-    return dtype if tensor.dtype == "act" else torch.float32
-
-
-def header(tensors: Sequence[tuple[Tensor, torch.dtype]]) -> bytes:
+def header(stored: Iterable[Stored]) -> bytes:
     """What stands before the bytes of these tensors in a safetensors file."""
     fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for tensor, dtype in tensors:
-        size = tensor.elements * dtype.itemsize
-        fields[tensor.name] = {
+    for name, dtype, shape in (part for s in stored for part in s.parts):
+        size = prod(shape) * dtype.itemsize
+        fields[name] = {
             "dtype": NAMES[dtype],
-            "shape": list(tensor.shape),
+            "shape": list(shape),
             "data_offsets": [at, at + size],
         }
         at += size
@@ -109,55 +139,92 @@ def header(tensors: Sequence[tuple[Tensor, torch.dtype]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _shards(tensors: Sequence[Tensor], width: dict[Tensor, int], most: int) -> list[Shard]:
-    parts: list[list[Tensor]] = [[]]
+def _shards(stored: Sequence[Stored], most: int) -> dict[str, list[Stored]]:
+    """What each file holds, by its name."""
+    parts: list[list[Stored]] = [[]]
     size = 0
-    for tensor in tensors:
-        if parts[-1] and size + width[tensor] > most:
+    for one in stored:
+        if parts[-1] and size + one.size > most:
             parts.append([])
             size = 0
-        parts[-1].append(tensor)
-        size += width[tensor]
+        parts[-1].append(one)
+        size += one.size
     if len(parts) == 1:
-        return [Shard("model.safetensors", tuple(parts[0]))]
-    count = len(parts)
-    return [
-        Shard(f"model-{number:05}-of-{count:05}.safetensors", tuple(part))
+        return {"model.safetensors": parts[0]}
+    return {
+        f"model-{number:05}-of-{len(parts):05}.safetensors": part
         for number, part in enumerate(parts, 1)
-    ]
+    }
 
 
-def _chunks(
-    tensors: Iterable[Tensor], seed: int, dtype: torch.dtype
-) -> Iterator[Callable[[], memoryview]]:
-    """What makes each piece of a file, in order."""
-    for tensor in tensors:
-        for start in range(0, tensor.elements, CHUNK):
-            stop = min(start + CHUNK, tensor.elements)
-            yield _Chunk(tensor, seed, start, stop, stored_as(tensor, dtype))
+# -- values ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    tensor: Tensor
+    """Elements ``start`` to ``stop`` of a tensor; of one in tiles, whole rows of them."""
+
+    stored: Stored
     seed: int
     start: int
     stop: int
-    dtype: torch.dtype
 
-    def __call__(self) -> memoryview:
-        drawn = torch.from_numpy(values(self.tensor, self.seed, self.start, self.stop))
-        return memoryview(drawn.to(self.dtype).view(torch.uint8).numpy().data)
+    @property
+    def is_last(self) -> bool:
+        return self.stop == self.stored.tensor.elements
+
+    def __call__(self) -> tuple[Bytes, torch.Tensor | None]:
+        """The bytes, and the scales of these rows of tiles."""
+        drawn = torch.from_numpy(values(self.stored.tensor, self.seed, self.start, self.stop))
+        if self.stored.tile is None:
+            return _bytes(drawn.to(self.stored.dtype)), None
+        return _quantised(drawn.view(-1, self.stored.tensor.shape[1]), self.stored.tile)
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, work: Iterable[Callable[[], memoryview]]
-) -> Iterator[memoryview]:
-    """Results in the order of the work, a few of them made ahead."""
-    waiting: deque[Future[memoryview]] = deque()
-    for make in work:
-        waiting.append(pool.submit(make))
+def _quantised(rows: torch.Tensor, tile: Tile) -> tuple[Bytes, torch.Tensor]:
+    """In E4M3, a tile's largest magnitude as its largest number; the scales are float32."""
+    out = torch.empty(rows.shape, dtype=FP8)
+    scales = torch.empty(ceil(rows.shape[0] / tile[0]), ceil(rows.shape[1] / tile[1]))
+    for i, band in enumerate(rows.split(tile[0])):
+        largest = torch.stack([part.abs().max() for part in band.split(tile[1], 1)])
+        scales[i] = torch.where(largest > 0, largest / FP8_LARGEST, 1.0)
+        wide = scales[i].repeat_interleave(tile[1])[: rows.shape[1]]
+        out[i * tile[0] : i * tile[0] + len(band)] = (band / wide).to(FP8)
+    return _bytes(out), scales
+
+
+def _bytes(tensor: torch.Tensor) -> Bytes:
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
+
+
+def _chunks(stored: Iterable[Stored], seed: int) -> Iterator[_Chunk]:
+    for one in stored:
+        elements, step = one.tensor.elements, CHUNK
+        if one.tile is not None:
+            band = one.tile[0] * one.tensor.shape[1]
+            step = max(1, CHUNK // band) * band
+        for start in range(0, elements, step):
+            yield _Chunk(one, seed, start, min(start + step, elements))
+
+
+def _data(pool: ThreadPoolExecutor, stored: Iterable[Stored], seed: int) -> Iterator[Bytes]:
+    """The bytes of a file behind its header, a few pieces of them made ahead."""
+    waiting: deque[tuple[_Chunk, Future[tuple[Bytes, torch.Tensor | None]]]] = deque()
+    scales: list[torch.Tensor] = []
+
+    def first() -> Iterator[Bytes]:
+        chunk, made = waiting.popleft()
+        data, mine = made.result()
+        yield data
+        if mine is not None:
+            scales.append(mine)
+            if chunk.is_last:
+                yield _bytes(torch.cat(scales))
+                scales.clear()
+
+    for chunk in _chunks(stored, seed):
+        waiting.append((chunk, pool.submit(chunk)))
         if len(waiting) > IN_FLIGHT:
-            yield waiting.popleft().result()
+            yield from first()
     while waiting:
-        yield waiting.popleft().result()
+        yield from first()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from dslc.bench.contestants import Absent, Round, Setup
 
@@ -54,7 +57,6 @@ class WithLlamaCpp:
         return Round(times[1] - times[0], times[-1] - times[1], tokens)
 
     def _likeliest(self) -> int:
-        import numpy
-
-        pointer = self._library.llama_get_logits_ith(self._model.ctx, -1)
-        return int(numpy.ctypeslib.as_array(pointer, shape=(self._vocab,)).argmax())
+        first = self._library.llama_get_logits_ith(self._model.ctx, -1)
+        logits = ctypes.cast(first, ctypes.POINTER(ctypes.c_float * self._vocab)).contents
+        return int(torch.frombuffer(logits, dtype=torch.float32).argmax())

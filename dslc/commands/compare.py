@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from compiler.errors import UserError
 from dslc.commands.options import add_json, positive
 from dslc.commands.run import tokens
-from dslc.terminal import note, steps, table
+from dslc.terminal import note, progress, steps, table
 
 if TYPE_CHECKING:
     from dslc.compare import Comparison, Row
@@ -75,15 +75,20 @@ def run(options: argparse.Namespace) -> int:
         tolerance = compare.LOOSE if short else compare.EXACT
     given = options.tokens or _random_tokens(read(options.directory), options.time)
     name = str(options.other or options.with_)
-    with steps("comparing") as show:
-        show(str(options.directory))
-        a = compare.run(options.directory, options.checkpoint, first, given, note, options.edited)
-        show(name)
-        if options.with_:
+
+    def run_one(directory: Path, dtype: torch.dtype) -> compare.Run:
+        with progress("loading") as bar:
+            return compare.run(
+                directory, options.checkpoint, dtype, given, note, options.edited, bar
+            )
+
+    a = run_one(options.directory, first)
+    if options.with_:
+        with steps("running") as show:
+            show(name)
             found = compare.with_transformers(a, options.checkpoint, second, given, tolerance)
-        else:
-            b = compare.run(options.other, options.checkpoint, second, given, note, options.edited)
-            found = compare.directories(a, b, tolerance)
+    else:
+        found = compare.directories(a, run_one(options.other, second), tolerance)
     if options.json:
         print(json.dumps(as_data(found, given, tolerance)))
     else:

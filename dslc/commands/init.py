@@ -39,6 +39,11 @@ def add(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         help="of the weights (%(default)s)",
     )
+    parser.add_argument(
+        "--deploy",
+        metavar="NAME",
+        help="store weights in FP8 as this deployment of the file does: fp8 of dsv3",
+    )
     parser.add_argument("--init-seed", metavar="N", type=int, default=0, help="(%(default)s)")
     parser.add_argument(
         "--shard-size",
@@ -62,9 +67,10 @@ def size(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     from backends.pytorch.memory import shown as shown_bytes
     from compiler import directory
+    from compiler.tensors import patterns
     from dsl.constants import shown
     from dslc.program import compile_file
-    from dslc.published import config_of, unbound
+    from dslc.published import config_of, fp8_config, fp8_weights, unbound
 
     file, dims = options.file, options.dims
     if file is None:
@@ -76,22 +82,29 @@ def run(options: argparse.Namespace) -> int:
             )
         source = program.compiled.source
         config = {"torch_dtype": options.dtype} | config_of(source)
+        before = program.after("elaborate")
+        stored = patterns(before)
+        tiles = {}
+        if options.deploy is not None:
+            tile, chosen = fp8_weights(program.deployment(options.deploy), before)
+            tiles = {p: tile for p in stored if (p.path, p.ranges) in chosen and len(p.shape) == 2}
+            config["quantization_config"] = fp8_config(tile)
         text = json.dumps(config, indent=2, sort_keys=True)
 
         import torch
 
         from backends.pytorch.write import write_random
-        from compiler.tensors import patterns
 
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
         with progress("writing") as bar:
             written = write_random(
                 folder,
-                patterns(program.after("elaborate")),
+                stored,
                 options.init_seed,
                 getattr(torch, options.dtype),
                 options.shard_size,
                 bar,
+                tiles,
             )
         files = len(list(folder.glob("*.safetensors")))
     for name, value in unbound(source).items():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -14,13 +17,18 @@ from small import SIZES
 from test_own_models import HEAD, SOURCES, TAIL
 
 import dslc
-from backends.pytorch.ahead.build import traced
+from backends.pytorch.ahead.blocks import BlockedWeight
+from backends.pytorch.ahead.build import stored_blocks, traced
 from backends.pytorch.ahead.decoder import Decoder, Run, obstacle
 from backends.pytorch.ahead.plan import FILE_NAME, Plan
 from backends.pytorch.model import Model
 from compiler import directory, manifest
+from compiler.tensors import ignored, patterns
+from dslc import cli
 from dslc.program import Program
 
+Blocked = Mapping[str, tuple[int, int]]
+NONE: Blocked = MappingProxyType({})
 PROMPT = torch.tensor([[1, 5, 2, 9, 3]])
 ODD = {
     "dsv3": SIZES,
@@ -33,9 +41,11 @@ ODD = {
 }
 
 
-def traced_model(program: Program, folder: Path) -> Model:
+def traced_model(
+    program: Program, folder: Path, checkpoint: Path | None = None, blocked: Blocked = NONE
+) -> Model:
     """The model with a decode step that is run as it was traced, without Inductor."""
-    plan, programs = traced(program.code(), "float32")
+    plan, programs = traced(program.code(), "float32", blocked=blocked)
     program.save(folder)
     about = manifest.read(folder)
     files = manifest.verified_files(folder, about)
@@ -43,12 +53,11 @@ def traced_model(program: Program, folder: Path) -> Model:
     files |= dict.fromkeys(programs, b"")
     hashes = {name: manifest.digest(data) for name, data in files.items()}
     directory.write(folder, about.model_copy(update={"files": hashes}), files)
-    model = None
     with pytest.MonkeyPatch.context() as patch:
         runs = {name: as_it_is(exported) for name, exported in programs.items()}
         patch.setattr("backends.pytorch.load.loaded", lambda plan, files: runs)
-        model = dslc.load(folder)
-    assert model._decoder
+        model = dslc.load(folder, checkpoint, dtype="float32")
+    assert model.decodes_ahead
     return model
 
 
@@ -113,16 +122,47 @@ def test_layers_of_one_kind_are_compiled_once():
     assert "head" in behind.weights
 
 
+def test_fp8_weights_are_read_as_they_are_stored(tmp_path):
+    """Each row of a product is multiplied with bytes and scales; what is used otherwise is wide."""
+    sizes = {**SIZES, "hidden": 140, "expert_ffn": 130}  # blocks of 128 are cut at the edges
+    checkpoint = tmp_path / "checkpoint"
+    given = [word for n, value in sizes.items() for word in ("--set", f"{n}={value}")]
+    assert cli.run(["init", str(checkpoint), "dsv3", *given, "--deploy", "fp8"]) == 0
+    program = dslc.compile("dsv3", checkpoint=checkpoint)
+    elaborated = program.after("elaborate")
+    stored = stored_blocks(checkpoint, patterns(elaborated), ignored(elaborated))
+    assert {"layers.0.mlp.W_up", "layers.1.attn.W_ukv", "layers.2.mlp.expert.5.W_up"} <= {*stored}
+    model = traced_model(program, tmp_path / "made", checkpoint, stored)
+    experts = model.module.layers[1].mlp.expert
+    assert isinstance(experts[3].W_up.data, BlockedWeight)
+    assert experts[3].W_up.data.data8.dtype == torch.uint8
+    assert not isinstance(model.module.layers[1].attn.W_ukv.data, BlockedWeight)
+    held(model)
+    program.save(tmp_path / "wide")
+    wide = dslc.load(tmp_path / "wide", checkpoint, dtype="float32")
+    assert torch.equal(experts[3].W_up.float(), wide.module.layers[1].mlp.expert[3].W_up)
+    notes: list[str] = []
+    assert not dslc.load(tmp_path / "made", note=notes.append).decodes_ahead
+    assert notes == [
+        "the compiled decode step is not used: it is for FP8 weights in blocks of 128 x 128"
+    ]
+
+
 @pytest.fixture(scope="module")
 def optimized(tmp_path_factory) -> Path:
-    """A model compiled by Inductor, through the command."""
-    folder = tmp_path_factory.mktemp("ahead") / "made"
-    sizes = [word for name, value in SIZES.items() for word in ("--set", f"{name}={value}")]
-    command = [sys.executable, "-m", "dslc", "compile", "dsv3", *sizes, "-o", str(folder)]
-    done = subprocess.run(
-        [*command, "--optimize", "--dtype", "float32"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    """A model compiled by Inductor, through the command: once for all of the tests' processes."""
+    folder = tmp_path_factory.getbasetemp().parent / "dslc-ahead" / "made"
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            sizes = {**SIZES, "dense": 0}  # one kind of layer: a piece less to compile
+            given = [word for n, value in sizes.items() for word in ("--set", f"{n}={value}")]
+            command = [sys.executable, "-m", "dslc", "compile", "dsv3", *given, "-o", str(folder)]
+            done = subprocess.run(
+                [*command, "--optimize", "--dtype", "float32"], capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
     return folder
 
 
