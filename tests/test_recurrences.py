@@ -291,6 +291,28 @@ def test_a_slot_that_is_emptied_begins_anew(case):
     assert cache.lengths == [5, 6]
 
 
+def test_a_conversation_goes_on_where_it_was_or_from_the_start(case):
+    """A state cannot be taken back: where less than all of it is wanted, it is made anew."""
+    cache, first = case.model.new_cache(1), case.sequences[1][None]
+
+    def both(tokens):
+        expected = case.model.generate(tokens, max_new_tokens=4)
+        assert torch.equal(case.model.generate(tokens, max_new_tokens=4, cache=cache), expected)
+        return expected
+
+    said = both(first)
+    both(torch.cat([said, case.sequences[2][None]], 1))  # all that is held, and more
+    both(torch.cat([first, case.sequences[2][None]], 1))  # less
+    both(first)
+
+
+def test_a_cache_of_fixed_capacity_refuses_more(case):
+    cache = case.model.new_cache(1, capacity=6)
+    case.model(case.sequences[1][None], cache=cache)
+    with pytest.raises(ValueError, match="made for 6 positions per sequence, and 7 are needed"):
+        case.model(case.sequences[1][None, :2], cache=cache)
+
+
 def test_a_step_that_fails_leaves_no_trace(case, monkeypatch):
     cache, tokens = case.model.new_cache(1), case.sequences[0][None]
     case.model(tokens[:, :5], cache=cache)

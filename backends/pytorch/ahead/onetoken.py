@@ -75,11 +75,14 @@ class OneToken(Step):
             raise NotImplementedError(f"{module.path}.{name} is kept with time behind other dims")
         return self._extend(f"{module.path}.{name}", x)[None]
 
-    def recent(self, module: nn.Module, name: str, x: Tensor, kept: int, axis: int = 0) -> Tensor:
-        raise NotImplementedError(f"{module.path}.{name} is a state, not a history")
+    def recent(self, module: nn.Module, name: str, *_: Any, **__: Any) -> Tensor:
+        raise NotImplementedError(f"{module.path}.{name} is kept without positions, as a state is")
 
     def scan(self, module: nn.Module, name: str, *_: Any, **__: Any) -> Tensor:
         raise NotImplementedError(f"{module.path}.{name} is a state, not a history")
+
+    def before(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        raise NotImplementedError("a history is read at another token")
 
     def remembered(self, key: object, make: Callable[[], Any]) -> Any:
         return make()

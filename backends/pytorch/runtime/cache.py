@@ -166,6 +166,7 @@ class Cache:
 
     def recall(self, path: str, start: Tensor, step: Step) -> Tensor:
         """The states of a step's sequences: ``start``, ``[batch, ...]``, for those that begin."""
+        self.reserve(step.history)  # a cache of fixed capacity refuses what is too long
         if path not in self._latest:
             return start
         found = self._latest[path][step.slot_of_sequence]
