@@ -12,7 +12,16 @@ from dsl.extents import MOST_POWER, MOST_TERMS, Extent, ExtentError
 
 NAMES = ("a", "b", "c")
 VALUES = st.fixed_dictionaries({n: st.integers(1, 30) for n in NAMES})
-PRIMES = (1_000_003, 1_000_033, 1_000_037, 1_000_039, 1_000_081, 1_000_099, 1_000_117)
+# Far apart: small sums and differences of them are no small numbers.
+PRIMES = (
+    1_000_003,
+    7_368_787,
+    26_535_917,
+    93_238_513,
+    338_327_959,
+    884_197_169,
+    1_939_937_533,
+)
 LARGE = st.permutations(PRIMES).map(lambda p: dict(zip(NAMES, p, strict=False)))
 
 
