@@ -11,7 +11,10 @@ from torch import Tensor
 
 from backends.pytorch.runtime.step import Step
 
-# Scores held at once, in numbers: 64 MB of f32. Longer prompts are taken in stretches of queries.
+# Scores held at once, in numbers. Prompts are taken in stretches of queries whose scores stay in a
+# processor's cache (2 MB of f32), and which read no further than they see; but of no fewer than
+# makes a product fast, as long as that fits into 64 MB.
+FAST_SCORES, FAST_QUERIES = 1 << 19, 64
 MOST_SCORES = 1 << 24
 
 Term = tuple[str, Tensor, Tensor]
@@ -86,7 +89,9 @@ def _subscripts(equation: str, batch: str) -> tuple[str, str, str]:
 
 def _stretches(time: int, per_query: int) -> Iterator[tuple[int, int]]:
     """Ranges of queries whose scores fit into ``MOST_SCORES``; one, perhaps empty, at least."""
-    length = max(MOST_SCORES // max(per_query, 1), 1)
+    per_query = max(per_query, 1)
+    fast = max(FAST_SCORES // per_query, FAST_QUERIES)
+    length = max(min(fast, MOST_SCORES // per_query), 1)
     yield 0, min(length, time)
     for begin in range(length, time, length):
         yield begin, min(begin + length, time)

@@ -6,14 +6,18 @@ picked cost nothing, neither time nor Python.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+MOST_KEPT = 1 << 26  # numbers: more are given back with the next smaller ones
+
 Block = Callable[..., Tensor]
 
-STRETCH = 512  # tokens whose blocks' results are summed at once
+STRETCH = 128  # tokens whose blocks' results are summed at once: they stay in a cache
 
 
 def apply(
@@ -59,9 +63,15 @@ def experts(
     Returns:
         ``[*rows, ...]``, summed in f32; f32 if the gate is, else the blocks' dtype.
     """
-    results, back = _run(blocks, pick, args, start, method, whole)
     picks, tokens = pick.shape[-1], pick.shape[:-1].numel()
     weights = gate.expand(pick.shape).reshape(tokens, picks).float()
+    if not torch.is_grad_enabled():
+        groups = _groups(blocks, pick, start, method)
+        parts = ((mine, block(*_taken(args, pick.shape, mine, whole))) for block, mine in groups)
+        total, width = _summed(parts, weights)
+        dtype = torch.promote_types(gate.dtype, width)
+        return total.unflatten(0, pick.shape[:-1]).to(dtype)
+    results, back = _run(blocks, pick, args, start, method, whole)
     sums = []
     for begin in range(0, max(tokens, 1), STRETCH):  # the rows in f32 are large: some at a time
         places = back[begin * picks : (begin + STRETCH) * picks]
@@ -70,6 +80,45 @@ def experts(
     total = sums[0] if len(sums) == 1 else torch.cat(sums)
     dtype = torch.promote_types(gate.dtype, results.dtype)
     return total.unflatten(0, pick.shape[:-1]).to(dtype)
+
+
+def _summed(parts: Iterable[tuple[Tensor, Tensor]], weights: Tensor) -> tuple[Tensor, torch.dtype]:
+    """The weighted sums of the blocks' results, f32 ``[tokens, ...]``, and the results' dtype.
+
+    Without gradients, large intermediates lie in memory that is kept: where pages are given back
+    and taken anew in each layer, that costs as much as the products.
+
+    Args:
+        parts: rows (int64, counted over ``[tokens, picks]``) and a block's results for them.
+    """
+    tokens, picks = weights.shape
+    rows: Tensor | None = None
+    for mine, result in parts:
+        if rows is None:
+            rows = _kept("results", (tokens * picks, *result.shape[1:]), result)
+        rows.index_copy_(0, mine, result)
+    assert rows is not None
+    shape = rows.shape[1:]
+    rows = rows.reshape(tokens, picks, -1)
+    total = torch.empty(tokens, 1, rows.shape[-1], device=rows.device)
+    for begin in range(0, tokens, STRETCH):
+        part = rows[begin : begin + STRETCH]
+        wide = _kept("wide", part.shape, total).copy_(part)
+        torch.bmm(weights[begin : begin + STRETCH, None], wide, out=total[begin : begin + STRETCH])
+    return total.reshape(tokens, *shape), rows.dtype
+
+
+_memory = threading.local()
+
+
+def _kept(name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory of this thread that is used again: what was there before is lost."""
+    held: dict[str, Tensor] = _memory.__dict__
+    key = f"{name} {like.dtype} {like.device}"
+    size = prod(shape)
+    if key not in held or held[key].numel() < size or held[key].numel() > MOST_KEPT:
+        held[key] = like.new_empty(size)
+    return held[key][:size].view(*shape)
 
 
 def _run(
