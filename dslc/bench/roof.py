@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Sequence
 
 import torch
 
+from backends.pytorch.ahead.plan import Plan
+from backends.pytorch.names import attribute_path
 from compiler.parse import parse
 from compiler.report import report
+from compiler.tensors import Pattern
 
 BYTES = 1 << 30
 TIMES = 7
@@ -26,14 +31,29 @@ def bandwidth(threads: int) -> float:
     return BYTES / min(seconds)
 
 
-def bytes_per_token(graph: str, width: int, history: int) -> int:
+def bytes_per_token(
+    graph: str, width: int, history: int, plan: Plan | None = None, patterns: Sequence[Pattern] = ()
+) -> int:
     """What a decoded token has to read: the weights it is multiplied with, and its history.
 
     Args:
         graph: the text of the source's graph.
         width: bytes of a weight, and of a cached number.
         history: positions before the token.
+        plan: of a compiled step, which says what is kept in one byte a number.
+        patterns: the model's parameters.
     """
     counted = report(parse(graph))
     cached = counted.cache_bytes_per_token * width // 2  # counted in BF16
-    return counted.activated * width + cached * history
+    read = counted.activated * width
+    shares = {_plain(row.path): row.activated / row.parameters for row in counted.blocks}
+    for pattern in patterns:
+        first = next(iter(pattern.tensors()), None)
+        if first and plan and plan.place(attribute_path(first.path))[0] in plan.blocked:
+            owner = _plain(pattern.path).rpartition(".")[0]
+            read -= int(pattern.elements * shares.get(owner, 1.0) * (width - 1))
+    return read + cached * history
+
+
+def _plain(path: str) -> str:
+    return re.sub(r"\[[^\]]*\]", "", path)

@@ -45,6 +45,7 @@ def _several(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    from backends.pytorch.ahead.decoder import read_plan
     from compiler import manifest
     from dslc.bench.contestants import PEERS, Setup
     from dslc.bench.roof import bandwidth, bytes_per_token
@@ -69,7 +70,9 @@ def run(options: argparse.Namespace) -> int:
         rows, absent = race(names, setup, options.rounds, show)
     width = 4 if options.dtype == "float32" else 2
     middle = setup.prompt + setup.new // 2
-    read = bytes_per_token(files["source.txt"].decode(), width, middle)
+    patterns = [row.pattern() for row in about.parameters]
+    plan = read_plan(files)
+    read = bytes_per_token(files["source.txt"].decode(), width, middle, plan, patterns)
     roof = {
         "bytes_per_second": speed,
         "bytes_per_token": read,
