@@ -1,7 +1,7 @@
 """bfloat16: as near to float32 as transformers' own bfloat16, in every family.
 
 Rounding changes which experts a token goes to, and then everything after it. So routers here are so
-decided that routing is the same in both precisions.
+decided that routing is the same in both precisions, and DeepSeek-V3.2's indexer chooses all tokens.
 """
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 import dslc
 from oracle.reference import Reference
 from test_zoo_dsv2 import FAMILY as DSV2
+from test_zoo_dsv3_2 import FAMILY as DSV3_2
 from test_zoo_llama3 import FAMILY as LLAMA3
 from test_zoo_mixtral import FAMILY as MIXTRAL
 from test_zoo_qwen2_5 import FAMILY as QWEN2_5
@@ -39,13 +40,18 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize(
-    "family", [LLAMA3, QWEN2_5, MIXTRAL, QWEN3_MOE, QWEN3_NEXT, DSV2], ids=lambda f: f.file
+    "family", [LLAMA3, QWEN2_5, MIXTRAL, QWEN3_MOE, QWEN3_NEXT, DSV2, DSV3_2], ids=lambda f: f.file
 )
 def test_error_is_at_most_a_fifth_above_transformers_own(tmp_path, family):
     compiled, ratios = str(tmp_path / "compiled"), []
+    all_tokens = {"index_topk": len(TOKENS)} if family is DSV3_2 else {}
     for seed in SEEDS:
         path = family.write(
-            tmp_path / str(seed), seed=seed, dtype=torch.bfloat16, constant_routing=True
+            tmp_path / str(seed),
+            seed=seed,
+            dtype=torch.bfloat16,
+            constant_routing=True,
+            **all_tokens,
         )
         if seed == 0:
             dslc.compile(family.file, checkpoint=str(path)).save(compiled)
