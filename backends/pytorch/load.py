@@ -102,7 +102,7 @@ def load(
             warnings.warn(sentence, stacklevel=3)  # of dslc.load
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
     code = files[CODE].decode()
-    decoder = Decoder(plan, pieces, memory.weight) if plan else None
+    decoder = Decoder(plan, pieces, memory.weight, module) if plan else None
     return Model(module, manifest, memory.names, unavailable, notes, source, code, decoder)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.pytorch import generate as generation
+from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.ahead.decoder import Decoder
 from backends.pytorch.inputs import (
     InputError,
@@ -163,7 +164,10 @@ class Model(nn.Module):
         rows: Tensor
         try:
             if entry == "main" and self._decoder and self._decoder.takes(step):
-                rows = self._decoder.step(given[0], step)
+                token, below = given[0].long(), row.inputs[0].below
+                if below is not None and not 0 <= int(token) < below:
+                    raise InputError(f"token {int(token)} is not one of 0 .. {below - 1}")
+                rows = self._decoder.step(token, step)
             else:
                 rows = getattr(self.module, entry)(step, *given)
         except UserError:
@@ -297,6 +301,11 @@ class Model(nn.Module):
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
         self._decoder = None  # it has the weights that there were
+        for module in self.module.modules():
+            held: dict[str, Any] = module._parameters
+            for name, weight in held.items():
+                if isinstance(weight, BlockedWeight):
+                    held[name] = nn.Parameter(weight.wide(), requires_grad=False)
         return super()._apply(*arguments, **options)
 
     def load_state_dict(
@@ -316,6 +325,8 @@ class Model(nn.Module):
             wrong = [(name, "missing") for name in missing if strict]
             wrong += [(name, "not one of the model's") for name in unexpected if strict]
             raise InputError(message("the state dict does not fit:", told(wrong + shapes)))
+        if not assign and any(isinstance(w, BlockedWeight) for w in self.module.parameters()):
+            raise InputError("weights that are kept in FP8 cannot be replaced: pass assign=True")
         self._decoder = None if assign else self._decoder
         known = {ours[name]: tensor for name, tensor in state_dict.items() if name in mine}
         self.module.load_state_dict(known, strict=False, assign=assign)
@@ -362,4 +373,6 @@ def _rename_to_checkpoint(
     for path, name in model._names.items():
         key = f"{prefix}module.{path}"
         if key in state_dict:
-            state_dict[prefix + name] = state_dict.pop(key)
+            tensor = state_dict.pop(key)
+            tensor = tensor.wide() if isinstance(tensor, BlockedWeight) else tensor
+            state_dict[prefix + name] = tensor

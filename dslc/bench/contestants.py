@@ -13,6 +13,7 @@ class Setup:
     """What is timed: a compiled directory, a checkpoint, and how.
 
     Attributes:
+        vocab: how many tokens there are.
         new: tokens that are decoded after the prompt.
         scratch: a folder for files that a contestant makes.
     """
@@ -21,6 +22,7 @@ class Setup:
     checkpoint: Path | None
     dtype: str
     threads: int
+    vocab: int
     prompt: int
     new: int
     scratch: Path

@@ -46,7 +46,7 @@ def race(
     """
     absent: dict[str, str] = {}
     turns: dict[str, list[dict[str, Any]]] = {}
-    prompt = [1 + 37 * i % 997 for i in range(setup.prompt)]
+    prompt = [(1 + 37 * i) % setup.vocab for i in range(setup.prompt)]
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         workers: dict[str, _Worker] = {}
@@ -62,11 +62,18 @@ def race(
         if names[0] in absent:
             raise UserError(f"{names[0]}: {absent[names[0]]}")
         for number in range(rounds + 1):
-            for name, worker in workers.items():
+            for name, worker in list(workers.items()):
                 progress(f"round {number} of {rounds}, {name}")
-                turn = worker.ask(prompt=prompt, new=setup.new)
+                try:
+                    turn = worker.ask(prompt=prompt, new=setup.new)
+                except Absent as reason:  # it died, of too little memory say
+                    absent[name] = str(reason)
+                    del workers[name]
+                    continue
                 if number:  # the first one warms up
                     turns.setdefault(name, []).append(turn)
+        if names[0] in absent:
+            raise UserError(f"{names[0]}: {absent[names[0]]}")
         rows = []
         for name, worker in workers.items():
             mine, first = turns[name], turns[names[0]]

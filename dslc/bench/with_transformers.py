@@ -40,7 +40,7 @@ class WithTransformers:
             ).eval()
         except Exception as error:  # whatever it raises for a model that it does not know
             raise Absent(f"it cannot load the checkpoint: {str(error).splitlines()[0]}") from None
-        trial = [1 + i % 100 for i in range(TRIAL_PROMPT)]
+        trial = [(1 + i) % setup.vocab for i in range(TRIAL_PROMPT)]
         tried = []
         for setting in SETTINGS:
             try:
@@ -53,7 +53,7 @@ class WithTransformers:
         if not tried:
             raise Absent("none of its settings runs")
         near = [row[2] for row in tried if row[0] <= NEAR * min(tried, key=lambda r: r[0])[0]]
-        self._for_prefill = min(near, key=lambda setting: self._prefill(setting, setup.prompt))
+        self._for_prefill = min(near, key=lambda setting: self._prefill(setting, setup))
         self._for_decode = min(tried, key=lambda row: row[1])[2]
         self.about = (
             f"transformers {transformers.__version__}, prefill {_said(self._for_prefill)}, "
@@ -68,10 +68,10 @@ class WithTransformers:
             prefill, _, _ = self._run(prompt, 1)
         return Round(prefill, decode, tokens)
 
-    def _prefill(self, setting: dict[str, str], length: int) -> float:
+    def _prefill(self, setting: dict[str, str], setup: Setup) -> float:
         """Seconds for a prompt as long as those that are timed."""
         self._choose(setting)
-        prompt = [1 + i % 100 for i in range(length)]
+        prompt = [(1 + i) % setup.vocab for i in range(setup.prompt)]
         return min(self._run(prompt, 1)[0] for _ in range(3))
 
     def _choose(self, setting: dict[str, str]) -> None:

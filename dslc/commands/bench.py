@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         dtype=options.dtype,
         threads=threads,
+        vocab=about.entries["main"].inputs[0].below or 1,
         prompt=options.prompt_tokens,
         new=options.new_tokens,
         scratch=Path(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from backends.pytorch.ahead.build import stored_blocks, traced
 from backends.pytorch.ahead.decoder import Decoder, Run, obstacle
 from backends.pytorch.ahead.plan import FILE_NAME, Plan
 from backends.pytorch.model import Model
+from backends.pytorch.runtime import Step
 from compiler import directory, manifest
 from compiler.tensors import ignored, patterns
 from dslc import cli
@@ -29,7 +32,7 @@ from dslc.program import Program
 
 Blocked = Mapping[str, tuple[int, int]]
 NONE: Blocked = MappingProxyType({})
-PROMPT = torch.tensor([[1, 5, 2, 9, 3]])
+PROMPT = torch.arange(66)[None] * 7 % 20  # with what follows, longer than any example, or cache
 ODD = {
     "dsv3": SIZES,
     "dsv2": {},
@@ -103,6 +106,21 @@ def test_models_of_ones_own_whose_entries_have_no_layers(name, tmp_path):
     held(traced_model(dslc.compile(tmp_path / "own.arch"), tmp_path / "made"))
 
 
+def test_a_history_that_nothing_is_kept_of_is_refused(tmp_path):
+    """Its length would be that of the example."""
+    block = """
+block Mixer[d] {
+  param gain[d]
+  def (x[t,d]) -> y[t,d] {
+    seen[t] = sum[s](where(position[s] <= position[t], 0.01 * position[s], 0))
+    y[t,d] = gain[d] * x[t,d] * seen[t]
+  }
+}"""
+    (tmp_path / "own.arch").write_text(HEAD + block + TAIL)
+    with pytest.raises(dslc.UserError, match="positions of a history are read of which nothing"):
+        traced(dslc.compile(tmp_path / "own.arch").code(), "float32")
+
+
 def test_layers_of_one_kind_are_compiled_once():
     def parts(layers: int) -> tuple[Plan, int]:
         program = dslc.compile("dsv3", set={**SIZES, "layers": layers})
@@ -138,6 +156,10 @@ def test_fp8_weights_are_read_as_they_are_stored(tmp_path):
     assert experts[3].W_up.data.data8.dtype == torch.uint8
     assert not isinstance(model.module.layers[1].attn.W_ukv.data, BlockedWeight)
     held(model)
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    assert torch.equal(model.state_dict()[name], experts[3].W_up.float())  # can be saved
+    with pytest.raises(dslc.UserError, match="kept in FP8 cannot be replaced: pass assign=True"):
+        model.load_state_dict(model.state_dict())
     program.save(tmp_path / "wide")
     wide = dslc.load(tmp_path / "wide", checkpoint, dtype="float32")
     assert torch.equal(experts[3].W_up.float(), wide.module.layers[1].mlp.expert[3].W_up)
@@ -151,7 +173,9 @@ def test_fp8_weights_are_read_as_they_are_stored(tmp_path):
 @pytest.fixture(scope="module")
 def optimized(tmp_path_factory) -> Path:
     """A model compiled by Inductor, through the command: once for all of the tests' processes."""
-    folder = tmp_path_factory.getbasetemp().parent / "dslc-ahead" / "made"
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / "dslc-ahead" / "made"
     folder.parent.mkdir(exist_ok=True)
     with (folder.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -195,6 +219,35 @@ def test_weights_that_change_are_seen_and_weights_that_move_end_it(optimized):
     model.load_state_dict(dslc.load(optimized, seed=1).state_dict())
     held(model)
     assert model.to(torch.float64)._decoder is None
+
+
+def step(model: Model, token: int, **options: object) -> torch.Tensor:
+    cache = model.new_cache(2)
+    with torch.no_grad():
+        model(PROMPT.repeat(2, 1), cache=cache)
+        return model.step(
+            "main", Step([1], cache=cache, **options), {"token": torch.tensor([token])}
+        )
+
+
+def test_packed_steps_of_one_token(optimized):
+    """Any slot, rows that are not wanted, and tokens that are not there, as in model.py."""
+    model, plain = dslc.load(optimized), dslc.load(optimized)
+    plain._decoder = None
+    for options in ({"slots": [1]}, {"rows": torch.zeros(0, dtype=torch.int64)}):
+        found, expected = step(model, 7, **options), step(plain, 7, **options)
+        assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
+    with pytest.raises(dslc.UserError, match=r"token 51 is not one of 0 \.\. 50"):
+        step(model, 51)
+
+
+def test_weights_in_another_place_are_not_overlooked(optimized):
+    model = dslc.load(optimized)
+    for parameter in model.module.parameters():
+        parameter.data = parameter.data * 1.3
+    plain = copy.deepcopy(model)
+    assert not plain.decodes_ahead
+    assert torch.allclose(step(model, 7), step(plain, 7), atol=1e-5)
 
 
 def test_a_checkpoint_is_read_into_the_arrays(optimized, tmp_path):

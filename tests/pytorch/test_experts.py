@@ -111,3 +111,29 @@ def test_blocks_may_have_numbers_of_their_own(blocks: nn.ModuleList) -> None:
 def test_a_pick_that_is_no_block(blocks: nn.ModuleList) -> None:
     with pytest.raises(IndexError, match=f"picks 0 .. {E} of {E} blocks"):
         apply(blocks, torch.tensor([[0, E]]), torch.zeros(1, 1, D))
+
+
+def test_without_gradients_memory_is_used_again_and_never_by_two():
+    """Blocks within blocks, both in inference mode and after it, give what gradients give."""
+
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            pick = torch.arange(2 * len(x)).reshape(-1, 2) % 3
+            return experts(self.inner, pick, torch.full((len(x), 2), 0.5), x[:, None])
+
+    torch.manual_seed(0)
+    outer = torch.nn.ModuleList(Outer() for _ in range(4))
+    x, pick = torch.randn(5, 4), torch.arange(15).reshape(5, 3) % 4
+    gate = torch.rand(5, 3)
+    expected = experts(outer, pick, gate, x[:, None])
+    assert expected.requires_grad
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode, torch.no_grad):
+        with mode():
+            assert torch.allclose(experts(outer, pick, gate, x[:, None]), expected, atol=1e-6)
+    with torch.no_grad():
+        none = experts(outer[0].inner, pick[:0], gate[:0], x[:0, None])
+    assert none.shape == (0, 4)

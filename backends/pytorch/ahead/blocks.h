@@ -208,6 +208,10 @@ static AOTITorchError dslc_new(AtenTensorHandle like, int64_t n, int64_t k, int3
   return error ? error : aoti_torch_empty_strided(2, sizes, strides, dtype, device, index, made);
 }
 
+static int dslc_is_known(int32_t dtype) {
+  return dtype == aoti_torch_dtype_bfloat16() || dtype == aoti_torch_dtype_float32();
+}
+
 AOTITorchError aoti_torch_cpu_rows_of_blocks(AtenTensorHandle x, AtenTensorHandle data,
                                              AtenTensorHandle scale, AtenTensorHandle pick,
                                              int64_t rows, int64_t columns,
@@ -218,12 +222,17 @@ AOTITorchError aoti_torch_cpu_rows_of_blocks(AtenTensorHandle x, AtenTensorHandl
   AOTITorchError error = aoti_torch_get_sizes(x, &given);
   if (!error) error = aoti_torch_get_sizes(data, &stored);
   if (!error) error = aoti_torch_get_dtype(x, &dtype);
+  if (!error && !dslc_is_known(dtype)) error = 1;
   if (!error) error = dslc_new(x, given[0], stored[1], dtype, result);
   if (!error) error = aoti_torch_get_data_ptr(x, &from);
   if (!error) error = aoti_torch_get_data_ptr(data, &bytes);
   if (!error) error = aoti_torch_get_data_ptr(scale, &scales);
   if (!error) error = aoti_torch_get_data_ptr(pick, &picked);
   if (!error) error = aoti_torch_get_data_ptr(*result, &to);
+  for (int64_t r = 0; !error && r < given[0]; ++r) {
+    int64_t number = ((const int64_t*)picked)[r];
+    if (number < 0 || number >= stored[0]) error = 1;
+  }
   if (!error)
     dslc_rows(from, dtype == aoti_torch_dtype_bfloat16(), (const uint8_t*)bytes,
               (const float*)scales, (const int64_t*)picked, to, given[0], stored[1], stored[2],
@@ -236,6 +245,7 @@ AOTITorchError aoti_torch_cpu_widened(AtenTensorHandle data, AtenTensorHandle sc
   int64_t* sizes;
   void *bytes, *scales, *to;
   AOTITorchError error = aoti_torch_get_sizes(data, &sizes);
+  if (!error && !dslc_is_known(dtype)) error = 1;
   if (!error) error = dslc_new(data, sizes[0], sizes[1], dtype, result);
   if (!error) error = aoti_torch_get_data_ptr(data, &bytes);
   if (!error) error = aoti_torch_get_data_ptr(scale, &scales);

@@ -182,6 +182,10 @@ class BlockedWeight(Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"BlockedWeight({list(self.shape)}, {self.dtype})"
 
+    def wide(self) -> Tensor:
+        """A copy in the dtype that it stands for. Views of the weight are views of such a copy."""
+        return self._widen(self.data8, self.scale)
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -189,9 +193,10 @@ class BlockedWeight(Tensor):
         if func is torch.ops.aten.detach.default:
             (self,) = args
             return BlockedWeight(self.data8, self.scale, self.dtype, self._widen)
-        if func._schema.is_mutable and isinstance(args[0], BlockedWeight):
+        flat = torch.utils._pytree.tree_leaves((args, kwargs or {}))
+        if func._schema.is_mutable and any(isinstance(w, BlockedWeight) for w in flat):
             raise RuntimeError("a weight that is kept in FP8 cannot be written to")
         wide = torch.utils._pytree.tree_map_only(
-            BlockedWeight, lambda w: w._widen(w.data8, w.scale), (args, kwargs or {})
+            BlockedWeight, lambda w: w.wide(), (args, kwargs or {})
         )
         return func(*wide[0], **wide[1])

@@ -28,6 +28,7 @@ from compiler.tensors import Pattern
 
 RUNTIME = "from backends.pytorch.runtime import"
 TRACED_WITH = "from backends.pytorch.ahead.onetoken import"
+DTYPES = ("float32", "bfloat16")
 WIDEN = "decode/widen.pt2"
 OPTIONS: dict[str, Any] = {
     "cpp.dynamic_threads": True,  # as many as the process that runs it has
@@ -77,6 +78,8 @@ def traced(
     Raises:
         UserError: the step cannot be traced.
     """
+    if dtype not in DTYPES:
+        raise UserError(f"--optimize compiles for {' or '.join(DTYPES)}, not for {dtype}")
     left = dict(blocked)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of what it deprecates

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor.package.package import load_package
 
-from backends.pytorch.ahead.plan import FILE_NAME, Plan
+from backends.pytorch.ahead.blocks import BlockedWeight
+from backends.pytorch.ahead.plan import FILE_NAME, SCALE, Plan
 from backends.pytorch.ahead.processor import features
 from backends.pytorch.checkpoint import Match
 from backends.pytorch.names import attribute_path
@@ -86,12 +87,19 @@ class _Bound:
 class Decoder:
     """The next token of one sequence, from the weights and caches of a model that is loaded."""
 
-    def __init__(self, plan: Plan, pieces: Mapping[str, Run], weight: Callable[[str], Tensor]):
+    def __init__(
+        self,
+        plan: Plan,
+        pieces: Mapping[str, Run],
+        weight: Callable[[str], Tensor],
+        module: nn.Module,
+    ):
         """
         Args:
             pieces: by the plan's names, what runs each.
             weight: gives the tensor of an attribute path; of an array's path, with ``*`` for the
                 number, all of its blocks' stacked.
+            module: the emitted model, which has them.
         """
         self._plan = plan
         self._calls = [
@@ -99,18 +107,29 @@ class Decoder:
             for c in plan.calls
         ]
         self._caches = [path for call in plan.calls for path in call.caches]
+        self._held = list(_held(plan, module))
 
     def takes(self, step: Step) -> bool:
-        """Is this the next token of one sequence, whose first ones have made the caches?"""
+        """Is this the next token of one sequence, whose first ones have made the caches?
+
+        And are the weights where they were? Those of a model that was given others in their place
+        are not seen; what is written into them is.
+        """
         cache = step.cache
         return (
             cache is not None
             and step.counts == (1,)
             and step.starts[0] > 0
             and step.in_order
+            and (step.rows is None or step.rows.tolist() == [0])
             and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
             and all(cache.holds(path) for path in self._caches)
+            and all(_address(owner, name) == there for owner, name, there in self._held)
         )
+
+    def __deepcopy__(self, memo: object) -> None:
+        """A copy of the model has weights of its own."""
 
     def step(self, token: Tensor, step: Step) -> Tensor:
         """Logits [1, vocab] of a token, int64 [1]; the caches hold its values."""
@@ -122,6 +141,29 @@ class Decoder:
             given += [step.cache.history(path, step.slots[0], step.history) for path in call.caches]
             values += call.run(given + call.weights)
         return values[self._plan.logits]
+
+
+def _held(plan: Plan, module: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
+    """Where the weights are that a plan reads; of an array, those of its first block."""
+    for path in dict.fromkeys(path for call in plan.calls for path in call.weights):
+        if path.endswith(SCALE):
+            continue
+        array, star, rest = path.partition(".*.")
+        if star:
+            first = next(name for name, _ in module.get_submodule(array).named_children())
+            path = f"{array}.{first}.{rest}"
+        place, _, name = path.rpartition(".")
+        owner = module.get_submodule(place)
+        yield owner, name, _address(owner, name)
+
+
+def _address(owner: nn.Module, name: str) -> object:
+    held: Mapping[str, Tensor | None] = owner._parameters
+    tensor = held[name] if name in held else owner._buffers.get(name)
+    if tensor is None:
+        return None
+    # One that is kept as bytes has no memory of its own.
+    return id(tensor) if isinstance(tensor, BlockedWeight) else tensor.data_ptr()
 
 
 def loaded(plan: Plan, files: Mapping[str, bytes]) -> dict[str, Run]:

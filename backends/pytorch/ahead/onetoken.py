@@ -47,6 +47,7 @@ Extend = Callable[[str, Tensor], Tensor]
 Stacked = Callable[[nn.Module], "dict[str, Tensor | Blocks]"]
 
 _stacks: ContextVar[Stacked] = ContextVar("stacks")
+_within: ContextVar[bool] = ContextVar("within", default=False)  # a chosen block
 
 
 class OneToken(Step):
@@ -56,19 +57,35 @@ class OneToken(Step):
         index: int64 [1], the token's place.
         extend: given a cache's path and the packed value [1, ...], writes it and returns the
             history, [history, ...].
-        history: its length, this token included; an int or a symbol.
+        history: its length, this token included; an int or a symbol, None where no cache tells.
     """
 
     def __init__(self, index: Tensor, extend: Extend, history: Any):
         super().__init__([1])
         self.index = index
-        self.history = history
         self.sequence = torch.zeros_like(index)
         self.offset = torch.zeros_like(index)
-        self.history_index = torch.arange(history)[None]
-        self.history_position = self.history_index
         self.history_valid = self.time_valid = None
         self._extend = extend
+        self._history = history
+
+    @property
+    def history(self) -> Any:
+        if self._history is None:
+            raise NotImplementedError("positions of a history are read of which nothing is kept")
+        return self._history
+
+    @history.setter
+    def history(self, history: Any) -> None:
+        self._history = history
+
+    @property
+    def history_position(self) -> Tensor:
+        return torch.arange(self.history)[None]
+
+    @property
+    def history_index(self) -> Tensor:
+        return torch.arange(self.history)[None]
 
     def extend(self, module: nn.Module, name: str, x: Tensor, axis: int = 0) -> Tensor:
         if axis != 0:
@@ -181,6 +198,8 @@ def apply(
     whole: Sequence[int] = (),
 ) -> Tensor:
     """See ``runtime.apply``: the picked blocks' weights are read where they are, by index."""
+    if _within.get():
+        raise NotImplementedError("a block that is chosen by index chooses blocks itself")
     block = blocks[start]
     first = next(i for i, b in enumerate(blocks.children()) if b is block)
     chosen = pick.flatten() + first
@@ -200,7 +219,11 @@ def apply(
         return with_weights(block, called, held, (block, *under))[0]
 
     over = (0, 0, *(None if i in whole else 0 for i in range(len(rows))))
-    results: Tensor = torch.vmap(one, over)(weights, chosen, *rows)
+    token = _within.set(True)
+    try:
+        results: Tensor = torch.vmap(one, over)(weights, chosen, *rows)
+    finally:
+        _within.reset(token)
     return results.unflatten(0, pick.shape)
 
 

@@ -143,7 +143,7 @@ class Traced:
                     cache = by_path[path]
                     return cache.index_put_((index,), x.to(cache.dtype))
 
-                history = caches[0].shape[0] if caches else EXAMPLE_HISTORY
+                history = caches[0].shape[0] if caches else None
                 return traced._run(given, index, extend, by_name, history)
 
         values, caches, weights = self.examples()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from math import prod
 
 import torch
@@ -92,33 +93,43 @@ def _summed(parts: Iterable[tuple[Tensor, Tensor]], weights: Tensor) -> tuple[Te
         parts: rows (int64, counted over ``[tokens, picks]``) and a block's results for them.
     """
     tokens, picks = weights.shape
-    rows: Tensor | None = None
-    for mine, result in parts:
-        if rows is None:
-            rows = _kept("results", (tokens * picks, *result.shape[1:]), result)
-        rows.index_copy_(0, mine, result)
-    assert rows is not None
-    shape = rows.shape[1:]
-    rows = rows.reshape(tokens, picks, -1)
-    total = torch.empty(tokens, 1, rows.shape[-1], device=rows.device)
-    for begin in range(0, tokens, STRETCH):
-        part = rows[begin : begin + STRETCH]
-        wide = _kept("wide", part.shape, total).copy_(part)
-        torch.bmm(weights[begin : begin + STRETCH, None], wide, out=total[begin : begin + STRETCH])
+    with ExitStack() as stack:
+        rows: Tensor | None = None
+        for mine, result in parts:
+            if rows is None:
+                size = (tokens * picks, *result.shape[1:])
+                rows = stack.enter_context(_borrowed("results", size, result))
+            rows.index_copy_(0, mine, result)
+        assert rows is not None
+        shape = rows.shape[1:]
+        rows = rows.reshape(tokens, picks, prod(shape))
+        total = torch.empty(tokens, 1, prod(shape), device=rows.device)
+        wide = stack.enter_context(_borrowed("wide", rows[:STRETCH].shape, total))
+        for begin in range(0, tokens, STRETCH):
+            part = rows[begin : begin + STRETCH]
+            gates = weights[begin : begin + STRETCH, None]
+            sums = total[begin : begin + STRETCH]
+            torch.bmm(gates, wide[: len(part)].copy_(part), out=sums)
     return total.reshape(tokens, *shape), rows.dtype
 
 
 _memory = threading.local()
 
 
-def _kept(name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-    """Memory of this thread that is used again: what was there before is lost."""
+@contextmanager
+def _borrowed(name: str, shape: Sequence[int], like: Tensor) -> Iterator[Tensor]:
+    """Memory of this thread that is used again: what it holds is lost afterwards. Whoever needs
+    some of that name meanwhile, a block within a block, gets other memory."""
     held: dict[str, Tensor] = _memory.__dict__
-    key = f"{name} {like.dtype} {like.device}"
-    size = prod(shape)
-    if key not in held or held[key].numel() < size or held[key].numel() > MOST_KEPT:
-        held[key] = like.new_empty(size)
-    return held[key][:size].view(*shape)
+    key, size = f"{name} {like.dtype} {like.device}", prod(shape)
+    memory = held.pop(key, None)
+    if memory is None or not size <= memory.numel() <= max(size, MOST_KEPT):
+        with torch.inference_mode(False):  # so that all later runs may write to it
+            memory = torch.empty(size, dtype=like.dtype, device=like.device)
+    try:
+        yield memory[:size].view(*shape)
+    finally:
+        held[key] = memory
 
 
 def _run(
