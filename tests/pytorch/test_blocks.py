@@ -76,8 +76,15 @@ def compiled_for_one(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("matrices", "n", "k", "count"),
-    [(2, 16, 64, 3), (3, 17, 65, 2), (2, 130, 129, 3), (4, 257, 449, 2)]
-    + [(1, 2, 3, 1), (1, 16, 64, 1), (1, 130, 449, 1)],
+    [
+        (2, 16, 64, 3),
+        (3, 17, 65, 2),
+        (2, 130, 129, 3),
+        (4, 257, 449, 2),
+        (1, 2, 3, 1),
+        (1, 16, 64, 1),
+        (1, 130, 449, 1),
+    ],
 )
 def test_every_form_is_what_torch_gives(compiled, compiled_for_one, matrices, n, k, count):
     given = made(matrices, n, k, count)
