@@ -54,6 +54,12 @@ def test_what_cannot_take_part_is_said(made, capsys):
     ) in said.err
 
 
+def test_a_checkpoint_that_is_not_there(made, capsys):
+    capsys.readouterr()
+    assert cli.run(["bench", str(made[0]), "--checkpoint", "nowhere", "--alone"]) == 1
+    assert capsys.readouterr().err == "error: dslc: there is no checkpoint folder nowhere\n"
+
+
 def test_one_new_token_cannot_be_timed(made, capsys):
     with pytest.raises(SystemExit):
         cli.run(["bench", str(made[0]), "--new-tokens", "1"])

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from compiler.errors import UserError
 from dslc.bench.contestants import Absent, Setup, maker
 
 
@@ -25,7 +26,7 @@ def main() -> None:
         asked[key] = Path(asked[key]) if asked[key] is not None else None
     try:
         contestant = maker(name)(Setup(**asked))
-    except Absent as reason:
+    except (Absent, UserError) as reason:
         answer(absent=str(reason))
         return
     answer(about=contestant.about)

@@ -112,8 +112,9 @@ class Decoder:
     def takes(self, step: Step) -> bool:
         """Is this the next token of one sequence, whose first ones have made the caches?
 
-        And are the weights where they were? Those of a model that was given others in their place
-        are not seen; what is written into them is.
+        And are the weights still in the memory that this reads? Writing to them in place is seen; a
+        weight that was replaced is not, and then ``model.py`` runs. Of an array of blocks the first
+        is looked at: all of them would take longer than a small layer.
         """
         cache = step.cache
         return (
