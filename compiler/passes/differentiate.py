@@ -16,18 +16,17 @@ whose bundle it then is. A name may occur twice: gradients of one parameter add 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from compiler.adjoints import ADJOINTS, Emitter, Piece, flows, runs_body
+from compiler.adjoints import ADJOINTS, BODIES, Emitter, Piece, flows, runs_body
 from compiler.errors import UserError
 from compiler.ir import Dim, Entry, EntryInput, Graph, Node, Program, Type
 from compiler.passes import activity, partition
 from compiler.passes.activity import FLOATS
 from compiler.passes.partition import Parts
+from compiler.passes.recompute import NOTHING, Recompute, of
 from compiler.rules import Scope
-
-Named = Callable[[str, Node], bool]  # (body, value): does its author want it computed again?
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,13 @@ class Derived:
 
 
 def run(program: Program) -> Program:
-    """The pass, from the gradient of each entry's result."""
-    return differentiate(program).program
+    """The pass, from the gradient of each entry's result; what the deployment names is computed
+    again."""
+    return differentiate(program, recompute=of(program, program.deployment)).program
 
 
 def differentiate(
-    program: Program, entries: Collection[str] | None = None, recompute: Named | None = None
+    program: Program, entries: Collection[str] | None = None, recompute: Recompute = NOTHING
 ) -> Derived:
     """The backward graphs of some entries; the others stay as they are.
 
@@ -79,6 +79,10 @@ def differentiate(
     return Derived(after, work.parts)
 
 
+def _runs(graph: Graph) -> bool:
+    return any(runs_body(n) for n in graph)
+
+
 def _living(graph: Graph) -> Graph:
     """Without what ``lifetimes`` found: values live on in other bodies."""
     if not any("frees" in n.attrs for n in graph):
@@ -91,10 +95,17 @@ def _living(graph: Graph) -> Graph:
 
 
 class _Differentiation:
-    def __init__(self, program: Program, active: activity.Activity, recompute: Named | None):
+    def __init__(self, program: Program, active: activity.Activity, recompute: Recompute):
         self.program, self.active = program, active
-        self.recompute: Named = recompute or (lambda body, node: False)
+        self.recompute = recompute
         self.parts: dict[str, Parts] = {}
+        # Composites that run no other bodies: one kernel forward, one backward from its operands.
+        self.kernels = {
+            n.attrs["body"]
+            for g in program.bodies.values()
+            for n in g
+            if runs_body(n) and n.op not in BODIES and not _runs(program.bodies[n.attrs["body"]])
+        }
         self.chained = {
             n.attrs["body"] for g in program.bodies.values() for n in g if n.op == "chain"
         }
@@ -270,7 +281,9 @@ class _Body:
         )
 
     def _is_again(self, node: Node) -> bool:
-        return self.work.recompute(self.body.name, node)
+        if self.body.name in self.work.kernels:
+            return True
+        return self.work.recompute.again(self.body.name, self.graph, node)
 
     def _operands(self) -> dict[int, str]:
         found = {}

@@ -13,14 +13,15 @@ part that the weight part reads. Operands and the result's gradient are the call
 calls hands them in again where they are read, and saves them once for all that read them.
 
 What is cheap is computed again rather than saved: views, wider copies, whatever pairs time with
-history (attention kernels never write scores), what is inside a composite that one kernel runs, and
-what the caller of the pass names.
+history (attention kernels never write scores), what is inside a composite, elementwise values
+without a name of their own where they can be made from what is saved anyway, and what the
+deployment names (``compiler/passes/recompute.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from compiler.cost import WIDTH, is_square
@@ -173,6 +174,9 @@ class _Cut:
         self.saved = [
             n.name for n in self.graph if "saved" in (first.get(n.name), read.get(n.name))
         ]
+        spared = self._spared()
+        if spared:
+            return _Cut(replace(joint, again=joint.again | spared)).parts()
         copied = [n for n, where in both.items() if where == "copy" and n in joint.forward]
         has_input = bool(joint.operands or self.kept or joint.steps)
         weight_reads = self._positions(read)
@@ -191,6 +195,16 @@ class _Cut:
             kept=tuple(self.graph[n] for n in self.kept),
             again=frozenset(copied),
         )
+
+    def _spared(self) -> set[str]:
+        """Saved values that nobody named, elementwise in what is at hand without them."""
+        at_hand = {*self.saved, *self.joint.again, *self.inputs}
+        spared: set[str] = set()
+        for name in reversed(self.saved):
+            node = self.graph[name]
+            if node.op in ("map", "cast") and not node.label and at_hand.issuperset(node.inputs):
+                spared.add(name)
+        return spared
 
     def _positions(self, read: dict[str, Where]) -> tuple[int, ...]:
         return tuple(i for i, name in enumerate(self.inputs) if name in read)

@@ -13,6 +13,7 @@ from compiler.gradients import Gradients, gradients
 from compiler.interpret import Interpreter, random_weights
 from compiler.ir import Program
 from compiler.passes import differentiate
+from compiler.passes.recompute import NOTHING, Recompute, of
 from compiler.pipeline import compile_model
 from compiler.shrink import shrink, shrunken
 from compiler.text import parse, program_text, same
@@ -27,12 +28,14 @@ def after(model: str, stage: str, **sizes: int) -> Program:
     return compile_model(str(MODELS / f"{model}.arch"), Choices(set=dict(sizes))).after(stage)
 
 
-def both(program: Program, entry: str) -> tuple[Gradients, dict[str, Tensor], dict[str, Tensor]]:
+def both(
+    program: Program, entry: str, again: Recompute = NOTHING
+) -> tuple[Gradients, dict[str, Tensor], dict[str, Tensor]]:
     """The backward graph's gradients on a small instance in float64; autograd's of the parameters
     and of the inputs."""
     small = shrink(program)
     program = shrunken(program, small)
-    derived = differentiate.differentiate(program, [entry]).program
+    derived = differentiate.differentiate(program, [entry], again).program
     assert not problems(derived)
     weights = random_weights(program, 0, torch.float64)
     leaves = {path: w.clone().requires_grad_() for path, w in weights.items()}
@@ -53,9 +56,9 @@ def both(program: Program, entry: str) -> tuple[Gradients, dict[str, Tensor], di
     return found, filled, {k: v.grad for k, v in floats.items() if v.grad is not None}
 
 
-def assert_autograd(program: Program, entry: str, least: float) -> None:
+def assert_autograd(program: Program, entry: str, least: float, again: Recompute = NOTHING) -> None:
     """Every parameter's gradient is autograd's, and this share of them is not zero."""
-    found, wanted, _ = both(program, entry)
+    found, wanted, _ = both(program, entry, again)
     for path, gradient in found.parameters.items():
         assert difference(gradient, wanted[path]) < 1e-10, path
     assert sum(bool(g.any()) for g in wanted.values()) >= least * len(wanted)
@@ -81,6 +84,36 @@ def test_gradients_are_autograds(model: str, entry: str, least: float) -> None:
 @pytest.mark.parametrize("stage", ["elaborate", "lifetimes"])
 def test_any_pass_may_come_before(stage: str) -> None:
     assert_autograd(after("dsv3", stage), "main", 0.5)
+
+
+def test_a_deployment_computes_values_again() -> None:
+    program = compile_model(str(MODELS / "dsv3.arch"), deploy="pretrain").after("recognise")
+    again = of(program, program.deployment)
+    assert ("MLA.call.many", "k") in again.values
+    assert "RMSNorm.call" in again.bodies
+    assert_autograd(program, "main", 0.5, again)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        Recompute(bodies=frozenset({"Sparse.call", "Dense.call"})),  # layers, each from its input
+        Recompute(bodies=frozenset({"SwiGLU.1.call", "MoE.call.experts"})),
+        Recompute(uses=frozenset({("Sparse.call", "attn"), ("DeepSeekV3.main", "")})),
+    ],
+    ids=["layers", "experts", "uses"],
+)
+def test_whole_blocks_are_computed_again(again: Recompute) -> None:
+    program = after("dsv3", "recognise")
+    assert_autograd(program, "main", 0.5, again)
+    less, more = (
+        sum(
+            len(parts.saved)
+            for parts in differentiate.differentiate(program, ["main"], r).parts.values()
+        )
+        for r in (again, NOTHING)
+    )
+    assert less < more
 
 
 def test_the_text_is_read_back() -> None:
