@@ -75,3 +75,16 @@ def test_what_a_deployment_computes_again() -> None:
     up = 2 * 61 * (1536 * 128 * 192 + 512 * 128 * 256) * LENGTH
     assert spared.again - plain.again == pytest.approx(up, rel=1e-6)
     assert named(cost("dsv3", "pretrain"), "SwiGLU.call").saved == 2 * 2 * 18432 * LENGTH
+
+
+def test_the_table_of_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "differentiate.md").read_text(encoding="utf-8")
+    lines = [line for line in text.split("\n") if line.startswith("| dsv") or "| llama" in line[:8]]
+    assert len(lines) == 4
+    for line in lines:
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        model, _, deploy = name.partition(" ")
+        work = cost(model, deploy.strip("`") or None).total
+        flops = [work.forward, work.input, work.weight, work.training, work.again]
+        wanted = [f"{f / LENGTH / 1e9:.1f}" for f in flops] + [f"{work.saved / LENGTH / 1e3:,.0f}"]
+        assert cells == wanted, name
