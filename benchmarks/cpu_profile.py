@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import dslc
 from backends.pytorch.memory import keep_freed
+from backends.pytorch.model import Model
 
 Run = Callable[[list[Tensor]], list[Tensor]]
 
@@ -46,7 +47,7 @@ class Clock:
         return 1e3 * statistics.median(self.seconds[name])
 
 
-def prefill(model: dslc.Model, prompt: Tensor, runs: int) -> None:
+def prefill(model: Model, prompt: Tensor, runs: int) -> None:
     def once() -> None:
         cache = model.new_cache(1, capacity=prompt.shape[1])
         model(prompt, cache=cache, last_only=True)
@@ -70,7 +71,7 @@ def prefill(model: dslc.Model, prompt: Tensor, runs: int) -> None:
         print(f"  {row.self_cpu_time_total / 1e3:7.1f} ms in {row.count:5,} {row.key}")
 
 
-def decode(model: dslc.Model, prompt: Tensor, new: int) -> None:
+def decode(model: Model, prompt: Tensor, new: int) -> None:
     decoder = model._decoder
     if decoder is None:
         print("decode: not compiled ahead of time")
