@@ -7,8 +7,8 @@ of rows through the blocks they picked, three times. So the backward graph has t
 forward one, however many layers or experts there are.
 
 An entry ``main(token) -> logits`` becomes ``main.gradients(token, grad)``: its result, the
-gradients of its inputs and of all parameters that it reads. With a loss, a mean cross-entropy of
-the next token, it takes a target instead of ``grad`` (``compiler/passes/losses.py``).
+gradients of its inputs and of all parameters that it reads. Of a training deployment it is the
+entry ``loss`` instead, the cross-entropy of all entries (``compiler/passes/losses.py``).
 
 The gradients of a body's parameters are a bundle with a name for each: a parameter's, or a child's,
 whose bundle it then is. A name may occur twice: gradients of one parameter add up.
@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from compiler.adjoints import ADJOINTS, BODIES, Emitter, Piece, flows, runs_body
 from compiler.errors import UserError
 from compiler.ir import Entry, EntryInput, Graph, Node, Program, Type
-from compiler.passes import activity, partition, tokenwise
+from compiler.passes import activity, losses, partition, tokenwise
 from compiler.passes.activity import FLOATS
 from compiler.passes.backward_calls import Call
 from compiler.passes.partition import Parts
@@ -41,9 +41,14 @@ class Derived:
 
 
 def run(program: Program) -> Program:
-    """The pass, from the gradient of each entry's result; what the deployment names is computed
-    again."""
-    return differentiate(program, recompute=of(program, program.deployment)).program
+    """The pass: from the loss that a training deployment means, or from the gradient of each
+    entry's result; what the deployment names is computed again."""
+    deployment = program.deployment
+    again = of(program, deployment)
+    if deployment is None or deployment.train is None:
+        return differentiate(program, recompute=again).program
+    with_loss = losses.add(program, deployment.train.weight)
+    return differentiate(with_loss, [losses.NAME], again).program
 
 
 def differentiate(
@@ -135,14 +140,16 @@ class _Differentiation:
         name = "grad" if "grad" not in taken else "grad_of_result"
         grad = graph.add(Node(name, "input", (), body.result.type, {"name": name}))
         e = Emitter(graph, Scope(self.program, self.program.root))
-        e.stem = "main"
+        e.stem = "forward"
         call = Call(e, parts, "call", {"child": "", "dims": ()})
         first = call.forward(inputs)
         value = call.item(first, 0, body.result.type)
         saved = call.item(first, 1)
+        e.stem = "input"
         found, kept, again = call.input(inputs, saved, [grad], [n.type for n in inputs])
         gives = [found[i] for i in parts.gives]
         names = [inputs[i].attrs["name"] for i in parts.gives]
+        e.stem = "weight"
         gradients = call.weight(inputs, saved, kept, again)
         results = [value, *gives, *([gradients] if gradients else [])]
         labels = ("result", *names, *([""] if gradients else []))
