@@ -226,4 +226,4 @@ def test_a_result_without_a_parameter() -> None:
     lines = '  %i = input name="i" : i64[t] of a\n  %y = cast(%i) : f32[t]'
     with pytest.raises(UserError) as error:
         differentiate.run(program(lines, {"a": 2, "b": 3, "c": 1, "k": 2}))
-    assert str(error.value) == "entry 'main': nothing in its result depends on a parameter"
+    assert str(error.value) == "nothing in the result of 'main' depends on a parameter"
