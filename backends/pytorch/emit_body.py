@@ -117,10 +117,8 @@ class Body:
                 order.append(taken)
         self.uses[prefix + graph.output] += 1
         if self.kernels is not None:
-            taken = (
-                frozenset() if prefix else frozenset(n.name for n in graph) - needed | self.tables
-            )
-            for group in self.kernels.groups(self.owner.program, graph, taken):
+            idle = {n.name for n in graph} - needed | (set() if prefix else self.tables)
+            for group in self.kernels.groups(self.owner.program, graph, frozenset(idle)):
                 self.groups[prefix + group.root] = group, prefix
                 self._grouped |= {prefix + name for name in group.covered - {group.root}}
         return order
@@ -142,7 +140,8 @@ class Body:
         if node.name in self.groups:
             group, prefix = self.groups.pop(node.name)
             if (computed := group.write(self, node, prefix)) is not None:
-                return self._named(node, self.canonical(computed, node))
+                self._named(node, self.canonical(computed, node))
+                return
             others = {prefix + name for name in group.covered - {group.root}}
             self._grouped -= others
             for name in [n for n in self.nodes if n in others]:
