@@ -126,6 +126,7 @@ class Operator:
             table of configurations ``NAME_configs``.
         traffic: the modelled cost of a call at sizes such as ``{"tokens": 4096}``.
         shown: the sizes at which the resource table shows the cost.
+        dense: the launcher wants its tensors row after row, without gaps: others are copied first.
     """
 
     name: str
@@ -133,3 +134,4 @@ class Operator:
     launcher: str
     traffic: Callable[[Mapping[str, int]], Traffic]
     shown: Mapping[str, int]
+    dense: bool = True
