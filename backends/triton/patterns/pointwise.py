@@ -26,9 +26,9 @@ INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
     "eq": "==", "ne": "!=", "and": "&", "or": "|",
 }  # fmt: skip
-CALLS = {
-    fn: f"tl.{fn}({{0}})" for fn in "exp log sqrt rsqrt sin cos sigmoid abs floor ceil".split()
-} | {
+CALLS = {fn: f"tl.{fn}({{0}})" for fn in "exp log sqrt rsqrt sigmoid abs floor ceil".split()} | {
+    "sin": "sine({0}, 0)",
+    "cos": "sine({0}, 1)",
     "neg": "-{0}",
     "not": "~{0}",
     "silu": "{0} * tl.sigmoid({0})",
