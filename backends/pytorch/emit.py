@@ -22,7 +22,7 @@ from compiler.ir import Module, Program
 # What model.py may import from the runtime, where it is used.
 RUNTIME = [
     "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top", "inf", "making",
-    "named", "softmax", "table", "top",
+    "named", "paged", "softmax", "table", "top",
 ]  # fmt: skip
 IMPORTED = ["torch", "F", "nn", "Tensor", "kernels", *RUNTIME, "build"]
 

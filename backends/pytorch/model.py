@@ -26,6 +26,7 @@ from backends.pytorch.names import attribute_path
 from backends.pytorch.places import located
 from backends.pytorch.problems import listing, message, told
 from backends.pytorch.runtime import Cache, Step
+from backends.pytorch.runtime.paged import PagedCache
 from compiler.errors import UserError
 from compiler.manifest import EntryRow, Manifest
 
@@ -227,7 +228,7 @@ class Model(nn.Module):
                 batch * (capacity * self.cache_bytes_per_token() + self.state_bytes()),
                 self.device,
             )
-        return Cache(batch, capacity)
+        return (Cache if self.manifest.target == "cpu" else PagedCache)(batch, capacity)
 
     generate = generation.generate
 

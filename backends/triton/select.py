@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
 from backends.triton.kernel import Operator
-from backends.triton.patterns import norms, pointwise
+from backends.triton.patterns import histories, norms, pointwise, products
 from backends.triton.patterns.context import Context
 from backends.triton.targets import Target
 from compiler.ir import Graph, Node, Program
 
 # The first that fits is taken: what computes more at once stands before its parts.
 PATTERNS: tuple[Callable[[Context, Node], Group | None], ...] = (
+    histories.attention,
+    histories.cache,
+    histories.gather,
+    histories.select_rows,
     norms.norm,
+    products.product,
     pointwise.pointwise,
 )
 
@@ -61,6 +66,8 @@ class Selection:
         return self._names[what]
 
     def groups(self, program: Program, graph: Graph, taken: frozenset[str]) -> Iterator[Group]:
+        if graph.name in _blocks(program):
+            return
         context = Context(program, graph, self.target, self.dtype, self.use, self.name, taken)
         used = set(taken)
         for node in reversed(list(graph)):
@@ -73,9 +80,15 @@ class Selection:
                     yield group
 
     def missed(self, body: Body, node: Node) -> None:
-        if node.op in FREE or "/" in node.name:
+        if node.op in FREE or "/" in node.name or body.graph.name in _blocks(body.owner.program):
             return
         place = str(node.span) if node.span else ""
         text = " ".join(node.span.text.split()) if node.span else ""
         op = f"{node.op} {node.attrs['fn']}" if node.op in ("map", "reduce") else node.op
         self.fallbacks[Fallback(body.graph.name, op, place, text)] = None
+
+
+def _blocks(program: Program) -> set[str]:
+    """The bodies of blocks that data choose: what runs them is looked at as a whole."""
+    nodes = (n for graph in program.bodies.values() for n in graph if n.op in ("experts", "apply"))
+    return {str(n.attrs[key]) for n in nodes for key in ("block", "body") if key in n.attrs}

@@ -1,5 +1,6 @@
 """What emitted models call: the step and its cache, and the few operations torch does not have."""
 
+from backends.pytorch.runtime import paged
 from backends.pytorch.runtime.attention import attention
 from backends.pytorch.runtime.cache import Cache
 from backends.pytorch.runtime.experts import apply, experts
@@ -19,6 +20,7 @@ __all__ = [
     "inf",
     "making",
     "named",
+    "paged",
     "softmax",
     "table",
     "top",

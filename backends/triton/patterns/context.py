@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
@@ -35,6 +35,10 @@ class Context:
     name: Callable[[str, object], str]
     taken: frozenset[str] = frozenset()
     _users: dict[str, set[str]] = field(default_factory=dict)
+
+    def within(self, graph: Graph) -> Context:
+        """The same, of another body."""
+        return replace(self, graph=graph, _users={})
 
     def size(self, dim: Dim) -> int:
         """A dim's length, which has to be known before the model runs."""
