@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
 from backends.triton.kernel import Operator
-from backends.triton.patterns import histories, norms, pointwise, products
+from backends.triton.patterns import histories, norms, pointwise, products, routing
 from backends.triton.patterns.context import Context
 from backends.triton.targets import Target
 from compiler.ir import Graph, Node, Program
@@ -20,6 +20,7 @@ PATTERNS: tuple[Callable[[Context, Node], Group | None], ...] = (
     histories.cache,
     histories.gather,
     histories.select_rows,
+    routing.router,
     norms.norm,
     products.product,
     pointwise.pointwise,
