@@ -26,6 +26,7 @@ from compiler import semantics, spec
 from compiler.ir import Dim, DType, Entry, Graph, Node, Parameter, Program, Type
 from compiler.rules import RuleError, Scope
 from compiler.semantics import MeaningError, Named
+from compiler.semantics_coded import stored
 from compiler.signatures import block_rows
 from dsl.diagnostics import Span
 from dsl.extents import ExtentError
@@ -185,6 +186,7 @@ class Frame:
         return tensor
 
     def parameter(self, name: str, type: Type) -> Tensor:
+        """A weight; one that is stored as codes is what these stand for."""
         path = join(self.path, name)
         if path not in self.interpreter.weights:
             raise MeaningError(f"there is no weight '{path}'")
@@ -192,6 +194,9 @@ class Frame:
         shape = [self.size(d) for d in type.dims]
         if list(tensor.shape) != shape:
             raise MeaningError(f"weight '{path}' is {list(tensor.shape)}, not {type} = {shape}")
+        coding = self.scope.parameter(name).coding
+        if coding is not None:
+            tensor = stored(tensor.to(self.interpreter.compute), coding)
         if type.dtype == "act":
             tensor = tensor.to(self.interpreter.act)
         return tensor.to(self.dtype(type.dtype))
