@@ -56,8 +56,7 @@ def quantised(x: Tensor, coding: Coding) -> tuple[Tensor, Tensor]:
     if format.scale is None:
         return nearest(wide, format), torch.ones_like(wide)
     tiles = _largest(wide.abs(), coding)
-    scales = _scales(tiles, format)
-    spread = _spread(scales, wide.shape, coding)
+    spread = _spread(scales(tiles, format), wide.shape, coding)
     codes = nearest(wide / spread, format)
     return torch.where(spread.isnan(), torch.zeros_like(codes), codes), spread
 
@@ -68,7 +67,7 @@ def represented(x: Tensor, coding: Coding) -> Tensor:
     return codes.double() * scales.double()
 
 
-def _scales(largest: Tensor, format: NumberFormat) -> Tensor:
+def scales(largest: Tensor, format: NumberFormat) -> Tensor:
     """The scale of each tile from its largest magnitude; NaN where that is not finite."""
     scale = format.scale
     assert scale is not None
