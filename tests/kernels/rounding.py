@@ -1,7 +1,8 @@
 """Conversions of floats in Triton's interpreter, as GPUs do them.
 
 The interpreter truncates float32 to bfloat16, and its rounding to 8 bits loses the carry. torch's
-conversions round to nearest even; to 8 bits GPUs saturate (PTX ISA, ``cvt.rn.satfinite``).
+conversions round to nearest even; to 8 bits GPUs saturate (PTX ISA, ``cvt.rn.satfinite``). Its
+products take the bits of bfloat16 for whole numbers.
 """
 
 from typing import Any
@@ -51,3 +52,18 @@ def install() -> None:
         return cast(self, source, wanted)
 
     interpreter.InterpreterBuilder.cast_impl = cast_impl
+
+    product = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return product(self, widened(a), widened(b), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+def widened(x: Any) -> Any:
+    """bfloat16 as float32, which holds its products exactly; anything else as it is."""
+    if x.dtype.scalar != tl.bfloat16:
+        return x
+    bits = convert(x.data, tl.bfloat16, tl.float32, None)
+    return interpreter.TensorHandle(bits.view(np.float32), tl.float32)

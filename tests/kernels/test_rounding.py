@@ -31,3 +31,22 @@ def test_eight_bits_saturate_and_keep_nan(tmp_path) -> None:
     load_text(COPY, tmp_path).copy[(1,)](x, y, N=4)
     assert y.float().tolist()[:3] == [448, -448, 448]
     assert y.float()[3].isnan()
+
+
+PRODUCT = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def product(x, y, z, N: tl.constexpr):
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    tl.store(z + at, tl.dot(tl.load(x + at), tl.load(y + at)))
+"""
+
+
+def test_products_of_bfloat16_are_products_of_numbers(tmp_path) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 16, 16).bfloat16()
+    z = torch.empty(16, 16)
+    load_text(PRODUCT, tmp_path).product[(1,)](x, y, z, N=16)
+    torch.testing.assert_close(z, x.float() @ y.float())
