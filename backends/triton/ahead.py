@@ -77,7 +77,7 @@ def compile_ahead(
     Raises:
         UserError: Triton is not installed, or cannot compile one of them; the message names it.
     """
-    triton = _triton_version()
+    triton = triton_version()
     jobs = list(wanted)
     keys = [_key(kernel, config, target, triton) for kernel, config in jobs]
     folder = cache_folder()
@@ -126,7 +126,7 @@ def request(kernel: Kernel, config: Config, target: Target) -> dict[str, Any]:
 
 
 @cache
-def _triton_version() -> str:
+def triton_version() -> str:
     try:
         return version("triton")
     except PackageNotFoundError:
@@ -203,7 +203,7 @@ def _compile_one(
         answer = worker.ask({**request(kernel, config, target), "folder": str(temporary)})
         if "error" in answer:
             raise UserError(
-                f"Triton {_triton_version()} cannot compile kernel {kernel.name} for "
+                f"Triton {triton_version()} cannot compile kernel {kernel.name} for "
                 f"{target.name} with {config.text()}: {answer['error']}"
             )
         (temporary / "about.json").write_text(json.dumps(answer))

@@ -18,6 +18,7 @@ TRITON_DTYPES = {
     "bfloat16": "bf16",
     "float16": "fp16",
     "float8_e4m3fn": "fp8e4nv",
+    "float8_e5m2": "fp8e5",
     "float8_e8m0fnu": "u8",
     "int64": "i64",
     "int32": "i32",

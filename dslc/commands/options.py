@@ -86,6 +86,7 @@ def compiled(
         verify,
         progress,
         note,
+        getattr(options, "dtype", None),
     )
 
 

@@ -1,0 +1,102 @@
+"""What a pattern asks of the body that it looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from backends.pytorch.emit_body import Body
+from backends.pytorch.emit_kernels import Group
+from backends.pytorch.emit_text import Text, call
+from backends.pytorch.emit_values import Value
+from backends.triton.kernel import Operator
+from backends.triton.targets import Target
+from compiler.ir import Dim, Graph, Node, Program
+
+DTYPES = {"f32": "float32", "i64": "int64", "bool": "bool"}
+
+
+@dataclass
+class Context:
+    """A body, and the kernels that are generated for it.
+
+    Attributes:
+        dtype: of activations, by torch's name.
+        use: makes an operator part of ``kernels.py``; returns what a call of it begins with.
+        taken: nodes that no group may hold.
+    """
+
+    program: Program
+    graph: Graph
+    target: Target
+    dtype: str
+    use: Callable[[Operator], str]
+    taken: frozenset[str] = frozenset()
+    _users: dict[str, set[str]] = field(default_factory=dict)
+
+    def size(self, dim: Dim) -> int:
+        """A dim's length, which has to be known before the model runs."""
+        return self.program.size(dim)
+
+    def fixed(self, dim: Dim) -> bool:
+        """Is its length known before the model runs?"""
+        return dim.kind == "plain"
+
+    def sizes(self, dims: Iterable[Dim]) -> int:
+        product = 1
+        for dim in dims:
+            product *= self.size(dim)
+        return product
+
+    def dtype_of(self, node: Node) -> str:
+        """By torch's name."""
+        return DTYPES.get(node.type.dtype, self.dtype)
+
+    def operand(self, node: Node, at: int) -> Node:
+        return self.graph[node.inputs[at]]
+
+    def users(self, name: str) -> set[str]:
+        """The names of the nodes that read it; ``None`` stands for the body's caller."""
+        if not self._users:
+            for node in self.graph:
+                for operand in node.inputs:
+                    self._users.setdefault(operand, set()).add(node.name)
+            self._users.setdefault(self.graph.output, set()).add("")
+        return self._users.get(name, set())
+
+    def inner(self, names: Iterable[str], root: str) -> bool:
+        """Does nothing but these nodes read them, but for the root?"""
+        covered = {*names, root}
+        return all(self.users(n) <= covered for n in covered - {root}) and not covered & self.taken
+
+
+def calls(
+    context: Context,
+    root: Node,
+    covered: Iterable[str],
+    arguments: Callable[[Body, str], list[str] | None],
+    operator: Operator,
+) -> Group:
+    """A group whose root is what one operator returns, packed, in the root's order of dims.
+
+    Args:
+        arguments: of the call, as expressions; None where it does not fit.
+    """
+
+    def write(body: Body, node: Node, prefix: str) -> Value | None:
+        given = arguments(body, prefix)
+        if given is None:
+            return None
+        function = context.use(operator)
+        return Value(Text(str(call(function, *given))), node.type.names, node.type.dtype)
+
+    return Group(root.name, frozenset({root.name, *covered}), write)
+
+
+def packed(body: Body, prefix: str, name: str) -> Value | None:
+    """A node's value if it is a tensor that is laid out as its type says; else None."""
+    value = body.values[prefix + name]
+    node = body.nodes[prefix + name]
+    if value.number is not None or value.axes != node.type.names:
+        return None
+    return value
