@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # Triton's names of dtypes, by torch's and this compiler's.
 TRITON_DTYPES = {
@@ -128,6 +129,8 @@ class Operator:
         traffic: the modelled cost of a call at sizes such as ``{"tokens": 4096}``.
         shown: the sizes at which the resource table shows the cost.
         dense: the launcher wants its tensors row after row, without gaps: others are copied first.
+        example: arguments of the launcher at such sizes, random, on a device; what is timed. None:
+            it is not timed.
     """
 
     name: str
@@ -136,3 +139,4 @@ class Operator:
     traffic: Callable[[Mapping[str, int]], Traffic]
     shown: Mapping[str, int]
     dense: bool = True
+    example: Callable[[Mapping[str, int], str], tuple[Any, ...]] | None = None

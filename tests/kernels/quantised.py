@@ -54,7 +54,8 @@ def quantise(x: Tensor, to: Quantised) -> tuple[Tensor, Tensor]:
     scales = scale_of(tiles.abs().amax((1, 3)), to)
     codes = tiles / scales.float()[:, None, :, None]
     codes = codes.clamp(-to.largest, to.largest).to(getattr(torch, to.element))
-    return codes.reshape(-1, codes.shape[2] * codes.shape[3])[: x.shape[0], : x.shape[1]], scales
+    codes = codes.reshape(-1, codes.shape[2] * codes.shape[3])[: x.shape[0], : x.shape[1]]
+    return codes.contiguous(), scales
 
 
 def dequantise(codes: Tensor, scales: Tensor, to: Quantised) -> Tensor:

@@ -22,7 +22,13 @@ from backends.triton.families.attention import (
     visible_text,
     within,
 )
-from backends.triton.families.attention_prefill import CACHE, PROCESSORS, page_lines
+from backends.triton.families.attention_example import example
+from backends.triton.families.attention_prefill import (
+    CACHE,
+    PROCESSORS,
+    page_lines,
+    tensors,
+)
 from backends.triton.kernel import Argument, Config, Kernel, Operator, Traffic, pointer, size
 from backends.triton.targets import SM_90, SM_100, Target
 
@@ -54,6 +60,9 @@ def generate(spec: AttentionSpec, target: Target) -> Operator:
         launcher=_launcher(spec, name, arguments, resident(spec, target, ordered[0])),
         traffic=lambda sizes: traffic(spec, sizes, ordered[0]),
         shown=shown,
+        example=lambda sizes, device: tuple(
+            example(spec, [*tensors(arguments), *_more(spec)], sizes, device).values()
+        ),
     )
 
 
@@ -332,9 +341,12 @@ def {name}(partial, weight, out, splits, SPLITS: tl.constexpr):
     return Kernel(name, source, arguments, (Config({"SPLITS": MOST_SPLITS}, warps),))
 
 
+def _more(spec: AttentionSpec) -> list[str]:
+    """The launcher's whole numbers."""
+    return ["most_queries"] + ([] if spec.paged else ["most_positions"])
+
+
 def _launcher(spec: AttentionSpec, name: str, arguments: tuple[Argument, ...], running: int) -> str:
-    own = ("out", "partial", "weight", "table_width")
-    tensors = [a.name for a in arguments if a.name not in own]
     query = f"q_{spec.terms[0].name}"
     sequences = "k_offsets.numel() - 1" if spec.packed else "lengths.numel()"
     passed = ", ".join(
@@ -344,9 +356,8 @@ def _launcher(spec: AttentionSpec, name: str, arguments: tuple[Argument, ...], r
     table = "; page_table: int32 [sequences, pages]" if spec.paged else ""
     heads, dim = spec.heads, spec.held.dim
     longest = f"page_table.shape[1] * {spec.page}" if spec.paged else "most_positions"
-    extra = "" if spec.paged else ", most_positions"
     return f'''\
-def {name}({", ".join(tensors)}, most_queries{extra}, splits=None):
+def {name}({", ".join([*tensors(arguments), *_more(spec)])}, splits=None):
     """{maths(spec)} over packed queries, few of each sequence.
 
     q_offsets: int32 [sequences + 1], of the queries; {places}, of the histories{table}.

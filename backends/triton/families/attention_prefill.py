@@ -19,6 +19,7 @@ from backends.triton.families.attention import (
     visible_text,
     within,
 )
+from backends.triton.families.attention_example import example
 from backends.triton.kernel import Argument, Config, Kernel, Operator, Traffic, pointer, size
 from backends.triton.targets import Target
 
@@ -48,6 +49,9 @@ def generate(spec: AttentionSpec, target: Target) -> Operator:
         launcher=_launcher(spec, name, arguments),
         traffic=lambda sizes: traffic(spec, sizes, ordered[0]),
         shown=shown,
+        example=lambda sizes, device: tuple(
+            example(spec, [*tensors(arguments), "most_queries"], sizes, device).values()
+        ),
     )
 
 
@@ -299,8 +303,13 @@ def _load(spec: AttentionSpec, tile: Tile) -> list[str]:
     ]
 
 
+def tensors(arguments: tuple[Argument, ...]) -> list[str]:
+    """The launcher's parameters: what it does not allocate."""
+    own = ("out", "partial", "weight", "table_width")
+    return [argument.name for argument in arguments if argument.name not in own]
+
+
 def _launcher(spec: AttentionSpec, name: str, arguments: tuple[Argument, ...]) -> str:
-    tensors = [a.name for a in arguments if a.name not in ("out", "table_width")]
     query = f"q_{spec.terms[0].name}"
     sequences = "k_offsets.numel() - 1" if spec.packed else "lengths.numel()"
     width = {"table_width": "page_table.stride(0)"}
@@ -308,7 +317,7 @@ def _launcher(spec: AttentionSpec, name: str, arguments: tuple[Argument, ...]) -
     places = "k_offsets: int32 [sequences + 1]" if spec.packed else "lengths: int32 [sequences]"
     table = "; page_table: int32 [sequences, pages]" if spec.paged else ""
     return f'''\
-def {name}({", ".join(tensors)}, most_queries):
+def {name}({", ".join(tensors(arguments))}, most_queries):
     """{maths(spec)} over packed queries.
 
     q_offsets: int32 [sequences + 1], of the queries; {places}, of the histories{table}.

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from backends.triton.families.attention import indented
+from backends.triton.families.ordering import LOWEST, ORDERED
 from backends.triton.kernel import Config, Kernel, Operator, Traffic, pointer, size
 from backends.triton.targets import Target
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4}
-LOWEST = -(1 << 63)
-
-# A float as a whole number of the same order. -0.0 counts as 0.0, and NaN, which torch sorts to the
-# front, as more than infinity. Below it comes the place, so that the lowest of equals is greatest.
-ORDERED = '''\
-@triton.jit
-def ordered(x, place):
-    """int64 keys: by the float32 x, of equal ones by place, the lowest first; NaN before all."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)
-    order = tl.where(x != x, 0x7FFFFFFF, bits ^ ((bits >> 31) & 0x7FFFFFFF))
-    return (order.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64)
-'''
 
 
 @dataclass(frozen=True)
@@ -106,6 +96,7 @@ def generate(spec: RouterSpec, target: Target) -> Operator:
         launcher=_launcher(spec),
         traffic=lambda sizes: traffic(spec, sizes),
         shown={"tokens": 4096},
+        example=lambda sizes, device: _example(spec, sizes["tokens"], device),
     )
 
 
@@ -117,6 +108,14 @@ def traffic(spec: RouterSpec, sizes: Mapping[str, int]) -> Traffic:
     ) + spec.experts * 4 * int(spec.biased)
     rounds = spec.picks + (spec.best + 1 if spec.limited else 0)
     return Traffic(moved, moved, tokens * spec.experts * (8 + 2 * rounds))
+
+
+def _example(spec: RouterSpec, tokens: int, device: str) -> tuple[Any, ...]:
+    import torch
+
+    logits = torch.randn(tokens, spec.experts, dtype=getattr(torch, spec.dtype), device=device)
+    bias = torch.randn(spec.experts, device=device) / 10
+    return (logits, bias) if spec.biased else (logits,)
 
 
 def candidates(spec: RouterSpec, target: Target) -> Iterator[Config]:
