@@ -72,8 +72,9 @@ class Selection:
     def groups(
         self, program: Program, graph: Graph, taken: frozenset[str], inline: bool
     ) -> Iterator[Group]:
-        block = _blocks(program).get(graph.name)
-        if graph.name in _blocks(program) and not (inline and block):
+        blocks = _blocks(program)
+        block = blocks.get(graph.name)
+        if graph.name in blocks and not (inline and block):
             return  # no rows of many blocks at once: what runs it is looked at as a whole
         yield from self._groups(
             Context(
@@ -84,6 +85,7 @@ class Selection:
                 self.use,
                 self.name,
                 self._groups,
+                blocks,
                 taken,
                 block,
             )
@@ -110,16 +112,15 @@ class Selection:
 
 
 def _blocks(program: Program) -> dict[str, Experts | None]:
-    """The bodies of blocks that data choose, with the array where it is experts'."""
+    """The bodies of blocks that data choose, each with its array; None where it has several."""
     found: dict[str, Experts | None] = {}
     for graph in program.bodies.values():
         for node in graph:
             if node.op not in ("experts", "apply"):
                 continue
             over = graph[node.inputs[0]].type.of
-            array = None
-            if over is not None and node.op == "experts":
-                array = Experts(program.size(over), str(node.attrs["child"]))
-            name = str(node.attrs["block" if array else "body"])
+            assert over is not None
+            array = Experts(program.size(over), str(node.attrs["child"]))
+            name = str(node.attrs["block" if node.op == "experts" else "body"])
             found[name] = array if found.get(name, array) == array else None
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
 from backends.pytorch.emit_text import Text, call
@@ -10,6 +12,7 @@ from backends.pytorch.names import attribute
 from backends.triton.families import gemm, grouped_gemm, quantise
 from backends.triton.families.formats import Quantised, quantised
 from backends.triton.families.grouped_gemm import GroupedGemm
+from backends.triton.kernel import Operator
 from backends.triton.patterns.context import Context, Experts, packed
 from compiler.coding import Coding
 from compiler.ir import Node
@@ -79,11 +82,11 @@ def product(context: Context, node: Node) -> Group | None:
         formats = (weights, activations, context.dtype, context.dtype_of(node))
         if context.experts is not None:
             of_all = GroupedGemm(context.experts.count, n, k, None, *formats)
-            operator = grouped_gemm.generate(of_all, context.target)
+            operator = strided(grouped_gemm.generate(of_all, context.target))
         else:
             weights, activations, dtype, out = formats
             spec = gemm.Gemm(n, k, weights=weights, activations=activations, dtype=dtype, out=out)
-            operator = gemm.generate(spec, context.target)
+            operator = strided(gemm.generate(spec, context.target))
     except (ValueError, KeyError):
         return None
 
@@ -99,6 +102,11 @@ def product(context: Context, node: Node) -> Group | None:
         return Value(text, node.type.names, node.type.dtype)
 
     return Group(node.name, frozenset({node.name}), write, frozenset({x.name}))
+
+
+def strided(operator: Operator) -> Operator:
+    """Codes lie row after row as they are made, and scales may lie tile after tile."""
+    return replace(operator, dense=False)
 
 
 def stacked(body: Body, experts: Experts, parameter: Node) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from backends.pytorch.emit_body import Body
@@ -33,6 +33,8 @@ class Context:
         use: makes an operator part of ``kernels.py``; returns what a call of it begins with.
         name: a name for an operator that is what the second argument says, close to the first.
         groups: the groups of a body.
+        blocks: the bodies of blocks that data choose, each with its array; None where it has
+            several.
         taken: nodes that no group may hold.
     """
 
@@ -43,6 +45,7 @@ class Context:
     use: Callable[[Operator], str]
     name: Callable[[str, object], str]
     groups: Callable[[Context], Iterator[Group]]
+    blocks: Mapping[str, Experts | None]
     taken: frozenset[str] = frozenset()
     experts: Experts | None = None
     _users: dict[str, set[str]] = field(default_factory=dict)

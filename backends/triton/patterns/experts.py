@@ -12,7 +12,7 @@ from backends.triton.families import combine, dispatch
 from backends.triton.families.formats import Quantised
 from backends.triton.kernel import Operator
 from backends.triton.patterns.coded import format_of, named
-from backends.triton.patterns.context import Context, Experts, packed
+from backends.triton.patterns.context import Context, packed
 from compiler.ir import Graph, Node
 
 ELSEWHERE = frozenset({"input", "param", "state", "constant"})
@@ -45,9 +45,11 @@ def routed(context: Context, node: Node) -> Group | None:
     if over is None or over.start.at(context.program.sizes) != 0:
         return None
     experts, picks = context.size(over), context.size(pick.type.dims[-1])
+    if context.blocks.get(found.block.name) is None:
+        return None
     inner = replace(
         context.within(found.block),
-        experts=Experts(experts, str(a["child"])),
+        experts=context.blocks[found.block.name],
         taken=frozenset(),
     )
     if not _computed(inner):
