@@ -24,6 +24,7 @@ from dslc.config import read_config
 
 BACKENDS = ("pytorch",)
 TARGETS = ("cpu",)
+SOURCE = "select-fp8"  # the stage that is nearest to the source and says how it is run
 
 Constant = int | float | bool | str | None
 
@@ -124,7 +125,7 @@ class Program:
         """
         files = {
             "graph.txt": self.graph().encode(),
-            "source.txt": self.graph(STAGES[0]).encode(),
+            "source.txt": self.graph(SOURCE).encode(),
             "model.py": self.code().encode(),
         }
         if optimize is not None:
@@ -136,7 +137,7 @@ class Program:
             if declared.keys
         }
         about = manifest.build(
-            self.compiled.after(STAGES[0]),
+            self.compiled.after(SOURCE),
             version=dslc.__version__,
             sources={unit.source.name: unit.source.text for unit in source.library.units},
             passes=STAGES,
