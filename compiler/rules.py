@@ -89,7 +89,7 @@ def agrees(stored: Type, ruled: Type) -> bool:
         stored.dtype == ruled.dtype
         and set(stored.dims) == set(ruled.dims)
         and stored.of == ruled.of
-        and stored.coding == ruled.coding
+        and (stored.bundle, stored.coding) == (ruled.bundle, ruled.coding)
     )
 
 
