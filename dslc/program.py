@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import dslc
 from compiler import directory, manifest, tensors
+from compiler.casts import Cast, casts, comments
 from compiler.deployed import refuse_what_is_not_acted_on
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("pytorch",)
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTISING = ("select-fp8", "fp8")
 SOURCE = "select-fp8"  # the stage that is nearest to the source and says how it is run
 
 Constant = int | float | bool | str | None
@@ -70,8 +72,18 @@ class Program:
         return self.compiled.after(stage)
 
     def graph(self, after: str | None = None) -> str:
-        """The text of the program after a pass; it can be parsed back."""
-        return program_text(self.after(after))
+        """The text of the program after a pass; it can be parsed back.
+
+        Where that pass quantises, comments behind it tell what was cast, what was left, and why.
+        """
+        text = program_text(self.after(after))
+        return (
+            text + "\n" + comments(self.casts()) if after in QUANTISING and self.casts() else text
+        )
+
+    def casts(self) -> list[Cast]:
+        """What the deployment's precision rules made of each contraction; none without such."""
+        return casts(self.compiled.after(STAGES[0]))
 
     def code(self) -> str:
         """The text of ``model.py``.
