@@ -103,7 +103,7 @@ def costs(
     """What one sequence through an entry costs, with its deployment's recomputation.
 
     Args:
-        program: as ``recognise`` left it.
+        program: ``Compiled.trained``, as ``recognise`` leaves it without number formats.
         sequence: tokens of the sequence.
         again: what is computed again, if it is not what the deployment says.
 

@@ -20,7 +20,7 @@ def compiled(model: str, deploy: str | None = None) -> Compiled:
 
 
 def cost(model: str, deploy: str | None = None) -> Cost:
-    return costs(compiled(model, deploy).after("recognise"), LENGTH)
+    return costs(compiled(model, deploy).trained, LENGTH)
 
 
 def named(whole: Cost, body: str) -> Work:
