@@ -58,7 +58,9 @@ def _one_by_one(
     out = ops.empty([Axis("@pair", pairs), *order], _element(frame, node))
     blocks = []
     for pair in range(pairs):
-        pick = code.define(f"tensor.extract {flat.name}[{code.index(pair)}] : {flat.type}")
+        # Not a constant, so that the code of one pick is that of all.
+        at_pair = code.define(f"util.optimization_barrier {code.index(pair)} : index")
+        pick = code.define(f"tensor.extract {flat.name}[{at_pair}] : {flat.type}")
         blocks.append(code.define(f"arith.index_cast {pick} : i64 to index"))
     for pair, block in enumerate(blocks):
         mine = []
