@@ -39,7 +39,7 @@ def read_plan(files: Mapping[str, bytes]) -> Plan | None:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ManifestError(f"{FILE_NAME}: {place}: {first['msg']}") from None
-    for name in [*(call.piece for call in plan.calls), *([plan.widen] if plan.widen else [])]:
+    for name in sorted(plan.packages):
         if name not in files:
             raise ManifestError(f"{FILE_NAME} names {name}, which is not there")
     return plan
@@ -174,8 +174,7 @@ def loaded(plan: Plan, files: Mapping[str, bytes]) -> dict[str, Run]:
         ManifestError: torch cannot load one.
     """
     try:
-        names = {call.piece for call in plan.calls} | ({plan.widen} if plan.widen else set())
-        return {name: _loaded(files[name]) for name in sorted(names)}
+        return {name: _loaded(files[name]) for name in sorted(plan.packages)}
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ManifestError(f"the compiled decode step cannot be loaded: {reason}") from None
