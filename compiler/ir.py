@@ -25,12 +25,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import networkx as nx
 
 from dsl.diagnostics import Span
 from dsl.extents import Extent
+
+if TYPE_CHECKING:
+    from dsl.deploy import Deployment
 
 # Reserved names of lengths that are known only when a step runs.
 TIME = Extent.name("time")  # positions asked for in this step, of one sequence
@@ -285,7 +288,8 @@ class Program:
     """A whole model, at one set of constants.
 
     ``constants`` gives the symbolic sizes their numbers. ``ignored`` are checkpoint tensors that
-    the model knows of and does not need (second copies).
+    the model knows of and does not need (second copies). ``deployment`` is what passes act on; the
+    text form shows what they made of it, not the deployment itself.
     """
 
     name: str
@@ -295,6 +299,7 @@ class Program:
     bodies: Mapping[str, Graph]
     entries: Mapping[str, Entry]
     ignored: tuple[str, ...] = ()
+    deployment: Deployment | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
