@@ -3,8 +3,8 @@
 Few rows, whose number is known (the decoding of one sequence): each pick is read by the host, and
 the block's weights are a slice of the stacked ones at that place. Only chosen blocks are read.
 
-Any number of rows (prefill): rows are brought into the order of their blocks, and each block runs on
-its stretch of them, which may be empty: then none of its weights are read either.
+Any number of rows (prefill): rows are brought into the order of their blocks, and each block runs
+on its stretch of them, which may be empty: then none of its weights are read either.
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ def _rest(value: Value, names: list[str]) -> list[str]:
     return [n for n in value.names if n not in names]
 
 
-def _grouped(
-    frame: Frame, node: Node, flat: Value, rows: list[Axis], given: list[Value]
-) -> Value:
+def _grouped(frame: Frame, node: Node, flat: Value, rows: list[Axis], given: list[Value]) -> Value:
     ops, code, step = frame.ops, frame.code, frame.step
     over = frame.graph[node.inputs[0]].type.of
     assert over is not None
@@ -110,13 +108,10 @@ def _grouped(
     whole = blocks - blocks % BLOCKS
 
     def run(out: Value, block: Size, start: Size) -> tuple[Value, Size]:
-        found = code.define(
-            f"tensor.extract {counts.name}[{code.index(block)}] : {counts.type}"
-        )
+        found = code.define(f"tensor.extract {counts.name}[{code.index(block)}] : {counts.type}")
         size = code.define(f"arith.index_cast {found} : i64 to index")
         own = [
-            ops.slice(v, {"@pair": (start, size)}) if "@pair" in v.names else v
-            for v in sorted_rows
+            ops.slice(v, {"@pair": (start, size)}) if "@pair" in v.names else v for v in sorted_rows
         ]
         made = _block(frame, node, block, size, own, order)
         return ops.insert(made, out, {"@pair": start}), code.plus(start, size)

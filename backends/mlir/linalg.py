@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from backends.mlir.values import Axis, Code, Element, Number, Size, Value, tensor_type, union
 
@@ -144,8 +145,8 @@ class Linalg:
             given = f"ins({', '.join(v.name for v in tensors)} : "
             given += f"{', '.join(v.type for v in tensors)}) "
         code.add(
-            f"{result.name} = linalg.generic {{indexing_maps = [{maps}], iterator_types = [{kinds}]}} "
-            f"{given}outs({into.name} : {into.type}) {{"
+            f"{result.name} = linalg.generic {{indexing_maps = [{maps}], "
+            f"iterator_types = [{kinds}]}} {given}outs({into.name} : {into.type}) {{"
         )
         blocks = {id(v): code.fresh() for v in tensors}
         carried = code.fresh()
@@ -177,12 +178,9 @@ class Linalg:
             if fn == "where":
                 test, *sides = scalars
                 wide = [
-                    self.scalar(s, v.element, meet)
-                    for s, v in zip(sides, inputs[1:], strict=True)
+                    self.scalar(s, v.element, meet) for s, v in zip(sides, inputs[1:], strict=True)
                 ]
-                chosen = self.code.define(
-                    f"arith.select {test}, {wide[0]}, {wide[1]} : {meet}"
-                )
+                chosen = self.code.define(f"arith.select {test}, {wide[0]}, {wide[1]} : {meet}")
                 return self.scalar(chosen, meet, element)
             wide = [self.scalar(s, v.element, meet) for s, v in zip(scalars, inputs, strict=True)]
             found = self.compute(fn, wide, meet)
@@ -334,7 +332,9 @@ class Linalg:
         )
         return Value(made, axes, value.element)
 
-    def slice(self, value: Value, ranges: dict[str, tuple[Size, Size]], drop: bool = False) -> Value:
+    def slice(
+        self, value: Value, ranges: dict[str, tuple[Size, Size]], drop: bool = False
+    ) -> Value:
         """A stretch (start, size) of some axes; with ``drop`` these have size 1 and go."""
         starts, sizes, axes = [], [], []
         for axis in value.axes:
@@ -407,7 +407,7 @@ def _merged(
     while found:
         found = False
         for order in orders:
-            for x, y in zip(order, order[1:], strict=False):
+            for x, y in pairwise(order):
                 if all(_together(other, x, y) for other in orders):
                     into = f"{x},{y}"
                     sizes = {axis.name: axis for axis in (*union([a, b]), *out)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from backends.mlir.lower import Frame, lowers
-from backends.mlir.values import BATCH, Axis, Size, Value, union
+from backends.mlir.values import BATCH, Axis, Element, Size, Value, union
 from compiler.ir import Dim, Node
 from compiler.tensors import Place
 
@@ -78,11 +78,28 @@ def contract(frame: Frame, node: Node, args: list[Value]) -> Value:
     for number, value in enumerate(values[1:], start=2):
         later = {n for v in values[number:] for n in v.names}
         left = [a for a in union([found, value]) if a.name not in over - later]
-        # The wanted order; rows first.
-        names = [BATCH, *node.type.names]
-        left.sort(key=lambda a: names.index(a.name) if a.name in names else len(names))
-        found = ops.contract(found, value, left, element if number == len(values) else "f32")
+        found = _product(frame, found, value, left, element if number == len(values) else "f32")
     return found
+
+
+def _product(frame: Frame, a: Value, b: Value, left: list[Axis], element: Element) -> Value:
+    """A product of matrices, one for each place along the axes that both keep: these in front, then
+    what ``a`` keeps, which has the rows, then what ``b`` keeps."""
+    if not _runs_over_rows(frame, a) and _runs_over_rows(frame, b):
+        a, b = b, a
+    names = {axis.name for axis in left}
+    both = [n for n in a.names if n in b.names and n in names]
+    order = [*both, *(n for n in (*a.names, *b.names) if n in names and n not in both)]
+    if both and frame.step.rows != 1:
+        a, b = (
+            frame.ops.transpose(v, [*both, *(n for n in v.names if n not in both)]) for v in (a, b)
+        )
+    sizes = {axis.name: axis for axis in left}
+    return frame.ops.contract(a, b, [sizes[n] for n in order], element)
+
+
+def _runs_over_rows(frame: Frame, value: Value) -> bool:
+    return any(frame.kinds.get(n) in ("time", "rows") for n in value.names)
 
 
 def _masked(frame: Frame, value: Value, over: set[str], neutral: float) -> Value:
@@ -263,9 +280,7 @@ def cache(frame: Frame, node: Node, args: list[Value]) -> Value:
     new = ops.transpose(value, [BATCH, time, *rest])
     new = ops.cast(new, frame.stored(node.type.dtype))
     held = step.caches[key]
-    arrays: dict[str, tuple[Size, Size]] = {
-        f"@{n}": (at, 1) for n, at in enumerate(frame.index)
-    }
+    arrays: dict[str, tuple[Size, Size]] = {f"@{n}": (at, 1) for n, at in enumerate(frame.index)}
     old = ops.slice(held, arrays, drop=True) if arrays else held
     old = old.renamed(dict(zip(old.names, (BATCH, "@capacity", *rest), strict=True)))
     starts: dict[str, Size] = {name: at for name, (at, _) in arrays.items()}
@@ -314,4 +329,3 @@ def shift(frame: Frame, node: Node, args: list[Value]) -> Value:
     before = ops.map("lt", [at, step.constant(0)], "i1")
     nothing = step.constant(0, found.element)
     return ops.map("where", [before, nothing, found], found.element)
-

@@ -3,24 +3,23 @@
     prefill(tokens [batch, time], past [batch], count [batch], wanted [n], held, caches...)
     decode(tokens [1, 1], past [1], caches...)
 
-Both give the logits of the wanted rows (f32) and the caches. ``past`` are each sequence's positions
-before the step, ``held`` the most of them, ``count`` how many of the step's tokens count; ``wanted``
-numbers rows of [batch * time]. A cache is ``[arrays.., batch, capacity, ...]``, and is updated in
-place; a state is ``[arrays.., batch, ...]``.
+Both give the logits of the wanted rows (f32) and the caches. ``past`` are each sequence's
+positions before the step, ``held`` the most of them, ``count`` how many of the step's tokens count;
+``wanted`` numbers rows of [batch * time]. A cache is ``[arrays.., batch, capacity, ...]``, and is
+updated in place.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import backends.mlir.experts
-import backends.mlir.lower_ops  # noqa: F401 (registers what it lowers)
+from backends.mlir import experts, lower_ops  # noqa: F401 (they register what they lower)
 from backends.mlir.linalg import Linalg
 from backends.mlir.lower import LOWERINGS, Frame, lacking
-from backends.mlir.step import Key, Step, Weights, key_of
+from backends.mlir.step import Key, Step, Weights
 from backends.mlir.values import BATCH, Axis, Code, Element, Size, Unsupported, Value, tensor_type
 from compiler.ir import Program
-from compiler.tensors import CachePattern, Pattern, Place, caches, patterns
+from compiler.tensors import CachePattern, Pattern, Place, patterns
 
 ENTRY = "main"
 PREFILL, DECODE = "prefill", "decode"
@@ -31,6 +30,7 @@ class Module:
     """The module's text, and what it needs to run."""
 
     text: str
+    name: str
     parameters: dict[str, Pattern]  # by the name of the stacked tensor
     caches: tuple[CachePattern, ...]
     element: Element
@@ -55,14 +55,15 @@ def lower(program: Program, kept: list[CachePattern], element: Element) -> Modul
     kept = [row for row in kept if ENTRY in row.entries]
     weights = Weights({(p.path, p.ranges): p for p in patterns(program)}, element)
     functions = [_function(program, kept, weights, name) for name in (PREFILL, DECODE)]
-    lines = [f"module @{_symbol(program.name)} {{"]
+    name = _symbol(program.name)
+    lines = [f"module @{name} {{"]
     for key, pattern in weights.used.items():
         type = tensor_type(_stacked(pattern), weights.element(pattern))
         lines.append(
             f'  util.global private @"{key}" = #flow.parameter.named<"model"::"{key}"> : {type}'
         )
     text = "\n".join([*lines, *functions, "}", ""])
-    return Module(text, dict(weights.used), tuple(kept), element)
+    return Module(text, name, dict(weights.used), tuple(kept), element)
 
 
 def _stacked(pattern: Pattern) -> list[Axis]:
@@ -93,9 +94,7 @@ def cache_axes(row: CachePattern, batch: Size, capacity: Size) -> tuple[Axis, ..
     return (*arrays, Axis(BATCH, batch), Axis("@capacity", capacity), *own)
 
 
-def _function(
-    program: Program, kept: list[CachePattern], weights: Weights, name: str
-) -> str:
+def _function(program: Program, kept: list[CachePattern], weights: Weights, name: str) -> str:
     entry = program.entries[ENTRY]
     body = program.bodies[entry.body]
     code = Code()
@@ -114,7 +113,11 @@ def _function(
     rows = None if single else Value("%rows", (w,), "i64")
     arguments = [tokens, past, *([count, rows] if count and rows else [])]
     held = [
-        Value(f"%cache{n}", cache_axes(row, batch, capacity), weights.act if row.dtype == "act" else "f32")
+        Value(
+            f"%cache{n}",
+            cache_axes(row, batch, capacity),
+            weights.act if row.dtype == "act" else "f32",
+        )
         for n, row in enumerate(kept)
     ]
     given = [f"{v.name}: {v.type}" for v in arguments]
@@ -149,7 +152,9 @@ def _function(
     packed = ops.merge(tokens, [BATCH, "@time"], "@time")
     (point,) = body.inputs
     value = packed.renamed({"@time": point.type.names[0]})
-    frame = Frame(step, body, Place(program.modules[program.root]), (), {point.attrs["name"]: value})
+    frame = Frame(
+        step, body, Place(program.modules[program.root]), (), {point.attrs["name"]: value}
+    )
     logits = frame.settled(frame.evaluate())
     order = [frame.axis(d) for d in body.result.type.dims]
     logits = ops.cast(ops.full(logits, order), "f32")
@@ -182,9 +187,17 @@ def _written(step: Step, cache: Value, rows: Value) -> Value:
     number = ops.full(number, rows_axes)
     number = ops.merge(number, lead, "@row")
     table = ops.merge(cache, lead, "@row")
-    table = ops.merge(table, own, "@own") if own else ops.split(table, "@row", [table.axes[0], Axis("@own", 1)])
+    table = (
+        ops.merge(table, own, "@own")
+        if own
+        else ops.split(table, "@row", [table.axes[0], Axis("@own", 1)])
+    )
     new = ops.merge(rows, lead, "@row")
-    new = ops.merge(new, own, "@own") if own else ops.split(new, "@row", [new.axes[0], Axis("@own", 1)])
+    new = (
+        ops.merge(new, own, "@own")
+        if own
+        else ops.split(new, "@row", [new.axes[0], Axis("@own", 1)])
+    )
     index = ops.split(number, "@row", [number.axes[0], Axis("@one", 1)])
     found = code.define(
         f"iree_linalg_ext.scatter dimension_map = [0] unique_indices(true) "
@@ -193,5 +206,9 @@ def _written(step: Step, cache: Value, rows: Value) -> Value:
         f"iree_linalg_ext.yield %new : {new.element} }} -> {table.type}"
     )
     written = Value(found, table.axes, table.element)
-    written = ops.split(written, "@own", [cache.axis(n) for n in own]) if own else ops.merge(written, ["@row", "@own"], "@row")
+    written = (
+        ops.split(written, "@own", [cache.axis(n) for n in own])
+        if own
+        else ops.merge(written, ["@row", "@own"], "@row")
+    )
     return ops.split(written, "@row", [cache.axis(n) for n in lead])

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.mlir.artifact import Kept
+
 Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """A cache or state of the module: ``arrays`` in front, ``own`` dims behind [batch, capacity]."""
-
-    path: str
-    arrays: tuple[int, ...]
-    own: tuple[int, ...]
-    element: str
 
 
 class Session:
@@ -36,7 +27,7 @@ class Session:
         self,
         module: bytes,
         parameters: Mapping[str, NDArray[Any]] | Path,
-        caches: Sequence[CacheShape],
+        caches: Sequence[Kept],
         name: str,
     ):
         from iree import runtime
@@ -82,9 +73,7 @@ class Session:
             ends = np.arange(batch) * time + np.maximum(count, 1) - 1
             rows = ends if last else np.arange(batch * time)
             most = max(cache.lengths)
-            logits, *after = self._module["prefill"](
-                tokens, past, count, rows, most, *cache.arrays
-            )
+            logits, *after = self._module["prefill"](tokens, past, count, rows, most, *cache.arrays)
         cache.arrays = after
         cache.lengths = [n + c for n, c in zip(cache.lengths, counts, strict=True)]
         found = np.asarray(logits.to_host())
