@@ -48,7 +48,7 @@ KEPT = frozenset({"cache", "scan"})
 
 DimKind = Literal["plain", "time", "history", "rows"]
 # act: the activation dtype the model runs in; bundle: several values as one (compiler/bundles.py);
-# coded: codes and their scales (compiler/coding.py)
+# coded: codes and scales (compiler/coding.py)
 DType = Literal["act", "f32", "i64", "bool", "bundle", "coded"]
 
 

@@ -13,6 +13,7 @@ import re
 
 from backends.pytorch.emit_class import Argument, ClassWriter, code
 from backends.pytorch.emit_coded import Codings
+from backends.pytorch.emit_kernels import Kernels
 from backends.pytorch.emit_sizes import Constants
 from backends.pytorch.emit_text import WIDTH, spoken
 from backends.pytorch.emit_values import EmitError
@@ -22,28 +23,32 @@ from compiler.ir import Module, Program
 # What model.py may import from the runtime, where it is used.
 RUNTIME = [
     "Coded", "Coding", "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top",
-    "inf", "making", "named", "number_format", "quantize", "scaled_linear", "softmax", "table",
-    "top", "wide",
+    "inf", "making", "named", "number_format", "paged", "quantize", "scaled_linear",
+    "softmax", "stacked", "table", "top", "wide",
 ]  # fmt: skip
-IMPORTED = ["torch", "F", "nn", "Tensor", *RUNTIME, "build"]
+IMPORTED = ["torch", "F", "nn", "Tensor", "kernels", *RUNTIME, "build"]
 
 __all__ = ["EmitError", "emit"]
 
 
-def emit(program: Program) -> str:
+def emit(program: Program, kernels: Kernels | None = None) -> str:
     """The text of a program's ``model.py``.
+
+    Args:
+        kernels: of a target that has some: what they compute is called as ``kernels.NAME(...)``.
 
     Raises:
         EmitError: the program holds something that this backend has no code for.
     """
-    return Emitter(program).text()
+    return Emitter(program, kernels).text()
 
 
 class Emitter:
     """Collects the classes of one program. Modules of one block whose texts are equal share one."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, kernels: Kernels | None = None):
         self.program = program
+        self.kernels = kernels
         self.scope = Scope(*IMPORTED)
         # Classes have the blocks' own names, whatever constants are called.
         self._names = {
@@ -121,6 +126,8 @@ def _imports(body: str, constants: str) -> list[str]:
     if re.search(r"\bF\.", body):
         lines.append("import torch.nn.functional as F")
     lines += ["from torch import Tensor, nn", ""]
+    if re.search(r"\bkernels\.", text):
+        lines += ["import kernels  # beside this file", ""]
     line = f"from backends.pytorch.runtime import {', '.join(used)}"
     if len(line) <= WIDTH:
         return [*lines, line]

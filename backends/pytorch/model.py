@@ -29,6 +29,7 @@ from backends.pytorch.places import located
 from backends.pytorch.problems import listing, message, told
 from backends.pytorch.runtime import Cache, Step
 from backends.pytorch.runtime.fp8 import CodedWeight, moved_codes
+from backends.pytorch.runtime.paged import PagedCache
 from compiler.errors import UserError
 from compiler.manifest import EntryRow, Manifest
 
@@ -243,7 +244,7 @@ class Model(nn.Module):
                 batch * (capacity * self.cache_bytes_per_token() + self.state_bytes()),
                 self.device,
             )
-        return Cache(batch, capacity)
+        return (Cache if self.manifest.target == "cpu" else PagedCache)(batch, capacity)
 
     generate = generation.generate
 

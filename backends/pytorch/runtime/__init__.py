@@ -1,5 +1,6 @@
 """What emitted models call: the step and its cache, and the few operations torch does not have."""
 
+from backends.pytorch.runtime import paged
 from backends.pytorch.runtime.attention import attention
 from backends.pytorch.runtime.cache import Cache
 from backends.pytorch.runtime.experts import apply, experts
@@ -13,6 +14,7 @@ from backends.pytorch.runtime.fp8 import (
 )
 from backends.pytorch.runtime.modules import Numbered, making, named, table
 from backends.pytorch.runtime.ops import gather, in_top, inf, softmax, top
+from backends.pytorch.runtime.stacked import stacked
 from backends.pytorch.runtime.step import Step
 
 __all__ = [
@@ -30,9 +32,11 @@ __all__ = [
     "making",
     "named",
     "number_format",
+    "paged",
     "quantize",
     "scaled_linear",
     "softmax",
+    "stacked",
     "table",
     "top",
     "wide",
