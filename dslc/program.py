@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import dslc
 from compiler import directory, manifest, tensors
+from compiler.casts import Cast, casts, comments
 from compiler.deployed import refuse_what_is_not_acted_on
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
 from compiler.pairs import most_pairs
-from compiler.pipeline import STAGES, Compiled, compile_model
+from compiler.pipeline import ON_REQUEST, STAGES, Compiled, compile_model
 from compiler.report import Report, report
 from compiler.text import program_text
 from dsl.constants import Choices
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 BACKENDS = ("pytorch",)
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTISING = ("select-fp8", "fp8")
+SOURCE = "select-fp8"  # the stage that is nearest to the source and says how it is run
 
 Constant = int | float | bool | str | None
 
@@ -62,14 +65,25 @@ class Program:
         """
         if stage is None:
             return self.compiled.program
-        if stage not in self.compiled.stages:
-            hint = near(stage, self.compiled.stages) or f"passes: {', '.join(STAGES)}"
+        known = (*STAGES, *ON_REQUEST)
+        if stage not in known:
+            hint = near(stage, known) or f"passes: {', '.join(known)}"
             raise UserError(f"there is no pass '{stage}'; {hint}")
         return self.compiled.after(stage)
 
     def graph(self, after: str | None = None) -> str:
-        """The text of the program after a pass; it can be parsed back."""
-        return program_text(self.after(after))
+        """The text of the program after a pass; it can be parsed back.
+
+        Where that pass quantises, comments behind it tell what was cast, what was left, and why.
+        """
+        text = program_text(self.after(after))
+        return (
+            text + "\n" + comments(self.casts()) if after in QUANTISING and self.casts() else text
+        )
+
+    def casts(self) -> list[Cast]:
+        """What the deployment's precision rules made of each contraction; none without such."""
+        return casts(self.compiled.after(STAGES[0]))
 
     def code(self) -> str:
         """The text of ``model.py``.
@@ -151,7 +165,7 @@ class Program:
         """
         files = {
             "graph.txt": self.graph().encode(),
-            "source.txt": self.graph(STAGES[0]).encode(),
+            "source.txt": self.graph(SOURCE).encode(),
             "model.py": self.code().encode(),
         }
         if optimize is not None:
@@ -167,7 +181,7 @@ class Program:
             if declared.keys
         }
         about = manifest.build(
-            self.compiled.after(STAGES[0]),
+            self.compiled.after(SOURCE),
             version=dslc.__version__,
             sources={unit.source.name: unit.source.text for unit in source.library.units},
             passes=STAGES,

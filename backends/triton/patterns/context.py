@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
@@ -16,6 +16,14 @@ from compiler.ir import Dim, Graph, Node, Program
 DTYPES = {"f32": "float32", "i64": "int64", "bool": "bool"}
 
 
+@dataclass(frozen=True)
+class Experts:
+    """The body is a block of an array, and its rows are sorted by which block they are for."""
+
+    count: int
+    child: str
+
+
 @dataclass
 class Context:
     """A body, and the kernels that are generated for it.
@@ -23,6 +31,10 @@ class Context:
     Attributes:
         dtype: of activations, by torch's name.
         use: makes an operator part of ``kernels.py``; returns what a call of it begins with.
+        name: a name for an operator that is what the second argument says, close to the first.
+        groups: the groups of a body.
+        blocks: the bodies of blocks that data choose, each with its array; None where it has
+            several.
         taken: nodes that no group may hold.
     """
 
@@ -31,8 +43,16 @@ class Context:
     target: Target
     dtype: str
     use: Callable[[Operator], str]
+    name: Callable[[str, object], str]
+    groups: Callable[[Context], Iterator[Group]]
+    blocks: Mapping[str, Experts | None]
     taken: frozenset[str] = frozenset()
+    experts: Experts | None = None
     _users: dict[str, set[str]] = field(default_factory=dict)
+
+    def within(self, graph: Graph) -> Context:
+        """The same, of another body."""
+        return replace(self, graph=graph, _users={})
 
     def size(self, dim: Dim) -> int:
         """A dim's length, which has to be known before the model runs."""
@@ -76,6 +96,7 @@ def calls(
     covered: Iterable[str],
     arguments: Callable[[Body, str], list[str] | None],
     operator: Operator,
+    reads: Iterable[str] | None = None,
 ) -> Group:
     """A group whose root is what one operator returns, packed, in the root's order of dims.
 
@@ -90,13 +111,13 @@ def calls(
         function = context.use(operator)
         return Value(Text(str(call(function, *given))), node.type.names, node.type.dtype)
 
-    return Group(root.name, frozenset({root.name, *covered}), write)
+    read = None if reads is None else frozenset(reads)
+    return Group(root.name, frozenset({root.name, *covered}), write, read)
 
 
-def packed(body: Body, prefix: str, name: str) -> Value | None:
-    """A node's value if it is a tensor that is laid out as its type says; else None."""
-    value = body.values[prefix + name]
-    node = body.nodes[prefix + name]
-    if value.number is not None or value.axes != node.type.names:
+def packed(body: Body, prefix: str, *names: str) -> list[str] | None:
+    """The values of nodes, if they are tensors whose axes are as their types say; else None."""
+    values = [(body.values[prefix + name], body.nodes[prefix + name]) for name in names]
+    if any(value.number is not None or value.axes != n.type.names for value, n in values):
         return None
-    return value
+    return [str(value) for value, _ in values]
