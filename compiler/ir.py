@@ -33,6 +33,7 @@ from dsl.diagnostics import Span
 from dsl.extents import Extent
 
 if TYPE_CHECKING:
+    from compiler.coding import Coding
     from dsl.deploy import Deployment
 
 # Reserved names of lengths that are known only when a step runs.
@@ -46,7 +47,8 @@ DYNAMIC = frozenset({"time", "history", "wanted", "rows"})
 KEPT = frozenset({"cache", "scan"})
 
 DimKind = Literal["plain", "time", "history", "rows"]
-DType = Literal["act", "f32", "i64", "bool"]  # act: the activation dtype the model runs in
+# act: the activation dtype the model runs in; coded: codes and scales (``compiler/coding.py``)
+DType = Literal["act", "f32", "i64", "bool", "coded"]
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,14 @@ class Dim:
 class Type:
     """What a value is: element type and named dims, in the order of the source (lifted dims first).
 
-    ``of`` is set for index values (dtype i64): the dim whose positions the elements are.
+    ``of`` is set for index values (dtype i64): the dim whose positions the elements are; ``coding``
+    for coded ones.
     """
 
     dtype: DType
     dims: tuple[Dim, ...]
     of: Dim | None = None
+    coding: Coding | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,7 +118,8 @@ class Type:
 
     def __str__(self) -> str:
         of = f" of {self.of.name}" if self.of else ""
-        return f"{self.dtype}[{', '.join(self.names)}]{of}"
+        coding = f" {{{self.coding}}}" if self.coding else ""
+        return f"{self.dtype}[{', '.join(self.names)}]{of}{coding}"
 
 
 @dataclass(frozen=True)
@@ -212,12 +217,17 @@ class Graph:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A stored tensor of a module, exactly as the checkpoint holds it."""
+    """A stored tensor of a module, exactly as the checkpoint holds it.
+
+    With ``coding`` it is kept as codes and scales: who reads it as ``type`` gets what these stand
+    for. Rows are the first axis, columns all others.
+    """
 
     name: str
     type: Type
     role: Literal["param", "state"] = "param"
     span: Span | None = None
+    coding: Coding | None = None
 
 
 @dataclass(frozen=True)

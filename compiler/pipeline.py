@@ -18,7 +18,7 @@ from dsl.deploy_check import choose
 from dsl.program import CheckedProgram, open_program
 
 # In order. Names are those of interface.md; a pass is a module with ``run(program) -> program``.
-PASSES = ("sink", "order", "hoist", "recognise", "lifetimes")
+PASSES = ("select-fp8", "sink", "order", "hoist", "recognise", "fp8", "lifetimes")
 STAGES = ("elaborate", *PASSES)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 from compiler import rules, signatures
@@ -83,7 +84,7 @@ WHEN = Attr("a test such as ('time', '<=', 160)", _when)
 # says which bodies, and how often.
 Cost = Callable[[Node, Graph], Extent]
 
-WIDTHS: Mapping[DType, int] = {"bool": 1, "i64": 8, "act": 2, "f32": 4}
+WIDTHS: Mapping[DType, int] = {"bool": 1, "i64": 8, "act": 2, "f32": 4, "coded": 0}  # by format
 
 
 def nothing(node: Node, graph: Graph) -> Extent:
@@ -193,6 +194,8 @@ class Op:
         """Bytes read and written: each distinct operand once, and the result."""
 
         def size(node: Node) -> Extent:
+            if node.type.coding is not None:
+                return node.type.coding.total(product(node.type.dims))
             return product(node.type.dims) * widths[node.type.dtype]
 
         if self.view or not node.inputs or self.runs is not _runs_nothing:
@@ -333,6 +336,9 @@ composite(
     dims=PAIRS,
     picks=NAME,
 )
+
+
+import_module("compiler.spec_coded")  # rows of its own
 
 
 # -- questions that many passes ask ----------------------------------------------------------------

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("pytorch",)
 DTYPES = ("float32", "bfloat16", "float16")
+SOURCE = "select-fp8"  # the stage that is nearest to the source and says how it is run
 
 Constant = int | float | bool | str | None
 
@@ -151,7 +152,7 @@ class Program:
         """
         files = {
             "graph.txt": self.graph().encode(),
-            "source.txt": self.graph(STAGES[0]).encode(),
+            "source.txt": self.graph(SOURCE).encode(),
             "model.py": self.code().encode(),
         }
         if optimize is not None:
@@ -167,7 +168,7 @@ class Program:
             if declared.keys
         }
         about = manifest.build(
-            self.compiled.after(STAGES[0]),
+            self.compiled.after(SOURCE),
             version=dslc.__version__,
             sources={unit.source.name: unit.source.text for unit in source.library.units},
             passes=STAGES,

@@ -130,6 +130,7 @@ class Operator:
         shown: the sizes at which the resource table shows the cost.
         example: arguments of the launcher at such sizes, random, on a device; what is timed. None:
             it is not timed.
+        dense: the launcher wants its tensors row after row, without gaps: others are copied first.
     """
 
     name: str
@@ -138,3 +139,4 @@ class Operator:
     traffic: Callable[[Mapping[str, int]], Traffic]
     shown: Mapping[str, int]
     example: Callable[[Mapping[str, int], str], tuple[Any, ...]] | None = None
+    dense: bool = True

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
 from backends.triton.kernel import Operator
-from backends.triton.patterns import norms
+from backends.triton.patterns import histories, norms, pointwise, products, routing
 from backends.triton.patterns.context import Context
 from backends.triton.targets import Target
 from compiler.ir import Graph, Node, Program
 
 # The first that fits is taken: what computes more at once stands before its parts.
-PATTERNS: tuple[Callable[[Context, Node], Group | None], ...] = (norms.norm,)
+PATTERNS: tuple[Callable[[Context, Node], Group | None], ...] = (
+    histories.attention,
+    histories.cache,
+    histories.gather,
+    histories.select_rows,
+    routing.router,
+    norms.norm,
+    products.product,
+    pointwise.pointwise,
+)
 
 # What is no work: views, names, and calls of what is looked at on its own.
 FREE = frozenset(
@@ -41,13 +51,25 @@ class Selection:
         self.dtype = dtype
         self.operators: dict[str, Operator] = {}
         self.fallbacks: dict[Fallback, None] = {}
+        self._names: dict[object, str] = {}
+        self._stems: Counter[str] = Counter()
 
     def use(self, operator: Operator) -> str:
         self.operators[operator.name] = operator
         return f"kernels.{operator.name}"
 
+    def name(self, stem: str, what: object) -> str:
+        """The same name for the same thing, another one for another."""
+        if what not in self._names:
+            self._stems[stem] += 1
+            same = self._stems[stem]
+            self._names[what] = f"{stem}_{same}" if same > 1 else stem
+        return self._names[what]
+
     def groups(self, program: Program, graph: Graph, taken: frozenset[str]) -> Iterator[Group]:
-        context = Context(program, graph, self.target, self.dtype, self.use, taken)
+        if graph.name in _blocks(program):
+            return
+        context = Context(program, graph, self.target, self.dtype, self.use, self.name, taken)
         used = set(taken)
         for node in reversed(list(graph)):
             for pattern in PATTERNS:
@@ -59,9 +81,15 @@ class Selection:
                     yield group
 
     def missed(self, body: Body, node: Node) -> None:
-        if node.op in FREE or "/" in node.name:
+        if node.op in FREE or "/" in node.name or body.graph.name in _blocks(body.owner.program):
             return
         place = str(node.span) if node.span else ""
         text = " ".join(node.span.text.split()) if node.span else ""
         op = f"{node.op} {node.attrs['fn']}" if node.op in ("map", "reduce") else node.op
         self.fallbacks[Fallback(body.graph.name, op, place, text)] = None
+
+
+def _blocks(program: Program) -> set[str]:
+    """The bodies of blocks that data choose: what runs them is looked at as a whole."""
+    nodes = (n for graph in program.bodies.values() for n in graph if n.op in ("experts", "apply"))
+    return {str(n.attrs[key]) for n in nodes for key in ("block", "body") if key in n.attrs}

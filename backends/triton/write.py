@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from backends.triton.kernel import Kernel, Operator
 
 PRELUDE = '''\
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +19,17 @@ def pick(configs, count):
     for upto, config in configs:
         if upto is None or count <= upto:
             return config
+
+
+def dense(launch):
+    """Tensors that are views with gaps are copied first; others are passed as they are."""
+
+    @functools.wraps(launch)
+    def call(*args, **options):
+        args = [a.contiguous() if isinstance(a, torch.Tensor) else a for a in args]
+        return launch(*args, **options)
+
+    return call
 '''
 
 
@@ -36,7 +49,8 @@ def kernels_text(operators: Iterable[Operator], about: str) -> str:
             for name, text in kernel.helpers:
                 parts += _once(written, name, f"{text.strip()}\n")
             parts += _once(written, kernel.name, f"{_table(kernel)}\n\n{kernel.source.strip()}\n")
-        parts += _once(written, operator.name, f"{operator.launcher.strip()}\n")
+        decorator = "@dense\n" if operator.dense else ""
+        parts += _once(written, operator.name, f"{decorator}{operator.launcher.strip()}\n")
     return "\n\n".join(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
@@ -23,6 +23,7 @@ class Context:
     Attributes:
         dtype: of activations, by torch's name.
         use: makes an operator part of ``kernels.py``; returns what a call of it begins with.
+        name: a name for an operator that is what the second argument says, close to the first.
         taken: nodes that no group may hold.
     """
 
@@ -31,8 +32,13 @@ class Context:
     target: Target
     dtype: str
     use: Callable[[Operator], str]
+    name: Callable[[str, object], str]
     taken: frozenset[str] = frozenset()
     _users: dict[str, set[str]] = field(default_factory=dict)
+
+    def within(self, graph: Graph) -> Context:
+        """The same, of another body."""
+        return replace(self, graph=graph, _users={})
 
     def size(self, dim: Dim) -> int:
         """A dim's length, which has to be known before the model runs."""
@@ -93,10 +99,9 @@ def calls(
     return Group(root.name, frozenset({root.name, *covered}), write)
 
 
-def packed(body: Body, prefix: str, name: str) -> Value | None:
-    """A node's value if it is a tensor that is laid out as its type says; else None."""
-    value = body.values[prefix + name]
-    node = body.nodes[prefix + name]
-    if value.number is not None or value.axes != node.type.names:
+def packed(body: Body, prefix: str, *names: str) -> list[str] | None:
+    """The values of nodes, if they are tensors whose axes are as their types say; else None."""
+    values = [(body.values[prefix + name], body.nodes[prefix + name]) for name in names]
+    if any(value.number is not None or value.axes != n.type.names for value, n in values):
         return None
-    return value
+    return [str(value) for value, _ in values]

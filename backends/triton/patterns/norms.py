@@ -23,7 +23,6 @@ def norm(context: Context, node: Node) -> Group | None:
     spec = rms_norm.RMSNorm(width, float(node.attrs["eps"]), context.dtype)
 
     def arguments(body: Body, prefix: str) -> list[str] | None:
-        value, factor = packed(body, prefix, x.name), packed(body, prefix, gain.name)
-        return [str(value), str(factor)] if value and factor else None
+        return packed(body, prefix, x.name, gain.name)
 
     return calls(context, node, (), arguments, rms_norm.generate(spec, context.target))
