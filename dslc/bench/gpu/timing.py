@@ -52,7 +52,9 @@ def _timed(machine: Machine, case: Case, roof: Roof) -> dict[str, Any]:
         "bytes": cost.bytes,
         "bound_bytes": cost.bound,
         "flops": cost.flops,
-        "roof_seconds": roof.seconds(cost.bound, cost.flops, dtype_of(case.operator)),
+        "roof_seconds": roof.seconds(
+            min(cost.bytes, cost.bound), cost.flops, dtype_of(case.operator)
+        ),
     }
     if case.published is not None:
         row["published"] = asdict(case.published)
