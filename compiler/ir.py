@@ -47,8 +47,9 @@ DYNAMIC = frozenset({"time", "history", "wanted", "rows"})
 KEPT = frozenset({"cache", "scan"})
 
 DimKind = Literal["plain", "time", "history", "rows"]
-# act: the activation dtype the model runs in; coded: codes and scales (``compiler/coding.py``)
-DType = Literal["act", "f32", "i64", "bool", "coded"]
+# act: the activation dtype the model runs in; bundle: several values as one (compiler/bundles.py);
+# coded: codes and scales (compiler/coding.py)
+DType = Literal["act", "f32", "i64", "bool", "bundle", "coded"]
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,15 @@ class Dim:
 class Type:
     """What a value is: element type and named dims, in the order of the source (lifted dims first).
 
-    ``of`` is set for index values (dtype i64): the dim whose positions the elements are; ``coding``
-    for coded ones.
+    ``of`` is set for index values (dtype i64): the dim whose positions the elements are.
+    ``bundle`` is set for bundles: the ``pack`` that says what is in it, as ``body:node``; the dims
+    of a bundle are the loops that gave one each time. ``coding`` is set for coded values.
     """
 
     dtype: DType
     dims: tuple[Dim, ...]
     of: Dim | None = None
+    bundle: str = ""
     coding: Coding | None = None
 
     @property
@@ -117,7 +120,7 @@ class Type:
         raise KeyError(name)
 
     def __str__(self) -> str:
-        of = f" of {self.of.name}" if self.of else ""
+        of = f" of {self.of.name if self.of else self.bundle}" if self.of or self.bundle else ""
         coding = f" {{{self.coding}}}" if self.coding else ""
         return f"{self.dtype}[{', '.join(self.names)}]{of}{coding}"
 

@@ -223,9 +223,12 @@ class _Line:
             if found:
                 self.need(",")
             found.append(self.dim(dims))
+        if dtype == "bundle":
+            self.need("of")
+            return Type("bundle", tuple(found), bundle=self.word())
         of = self.dim(dims) if self.take("of") else None
         coding = read_coding(self, self.formats) if self.take("{") else None
-        return Type(cast(DType, dtype), tuple(found), of, coding)
+        return Type(cast(DType, dtype), tuple(found), of, coding=coding)
 
     def value(self, dims: Mapping[str, Dim]) -> Any:
         kind, token = self.kind(), self.next()

@@ -28,7 +28,8 @@ def result(body: Graph, found: Mapping[str, Dim], names: Mapping[str, str]) -> T
     of = outside(type.of) if type.of else None
     called = {d.name: outside(d).name for d in type.dims}
     coding = type.coding and type.coding.along(*(called.get(n, n) for n in type.coding.over))
-    return Type(type.dtype, tuple(outside(d) for d in type.dims), of, coding)
+    dims = tuple(outside(d) for d in type.dims)
+    return Type(type.dtype, dims, of, type.bundle, coding)
 
 
 def arguments(body: Graph, operands: list[Node], names: Mapping[str, str]) -> dict[str, Dim]:
@@ -50,6 +51,10 @@ def arguments(body: Graph, operands: list[Node], names: Mapping[str, str]) -> di
         need(
             wanted.type.dtype == given.type.dtype,
             f"{what} is {wanted.type.dtype}, not {given.type.dtype}",
+        )
+        need(
+            wanted.type.bundle == given.type.bundle,
+            f"{what} is a bundle of {wanted.type.bundle}, not of {given.type.bundle}",
         )
         coding, own = wanted.type.coding, given.type.coding
         inside = coding and coding.along(*(names.get(n, n) for n in coding.over))

@@ -24,7 +24,7 @@ from compiler.ir import Module, Program
 RUNTIME = [
     "Coded", "Coding", "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top",
     "inf", "making", "named", "number_format", "paged", "quantize", "scaled_linear",
-    "softmax", "table", "top", "wide",
+    "softmax", "stacked", "table", "top", "wide",
 ]  # fmt: skip
 IMPORTED = ["torch", "F", "nn", "Tensor", "kernels", *RUNTIME, "build"]
 

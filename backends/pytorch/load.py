@@ -15,6 +15,7 @@ import torch
 
 from backends.pytorch import initialise, weights
 from backends.pytorch.ahead.decoder import Decoder, loaded, obstacle, read_plan
+from backends.pytorch.ahead.rows import FewRows
 from backends.pytorch.allocate import Memory
 from backends.pytorch.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.inputs import InputError
@@ -112,7 +113,11 @@ def load(
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
     code = files[CODE].decode()
     decoder = Decoder(plan, pieces, memory.weight, module) if plan else None
-    return Model(module, manifest, memory.names, unavailable, notes, source, code, decoder)
+    products = None
+    if plan and plan.few_rows:
+        products = FewRows(pieces[plan.few_rows], pieces.get(plan.few_rows_of_blocks or ""))
+    model = Model(module, manifest, memory.names, unavailable, notes, source, code)
+    return model.ahead(decoder, products)
 
 
 def _gpu_dtype(files: dict[str, bytes]) -> str | None:

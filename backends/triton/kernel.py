@@ -128,9 +128,9 @@ class Operator:
             table of configurations ``NAME_configs``.
         traffic: the modelled cost of a call at sizes such as ``{"tokens": 4096}``.
         shown: the sizes at which the resource table shows the cost.
+        dense: the launcher wants its tensors row after row, without gaps: others are copied first.
         example: arguments of the launcher at such sizes, random, on a device; what is timed. None:
             it is not timed.
-        dense: the launcher wants its tensors row after row, without gaps: others are copied first.
     """
 
     name: str
@@ -138,5 +138,5 @@ class Operator:
     launcher: str
     traffic: Callable[[Mapping[str, int]], Traffic]
     shown: Mapping[str, int]
-    example: Callable[[Mapping[str, int], str], tuple[Any, ...]] | None = None
     dense: bool = True
+    example: Callable[[Mapping[str, int], str], tuple[Any, ...]] | None = None

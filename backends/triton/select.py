@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
 from backends.triton.kernel import Operator
-from backends.triton.patterns import histories, norms, pointwise, products, routing
-from backends.triton.patterns.context import Context
+from backends.triton.patterns import coded, experts, histories, norms, pointwise, products, routing
+from backends.triton.patterns.context import Context, Experts
 from backends.triton.targets import Target
 from compiler.ir import Graph, Node, Program
 
@@ -20,8 +20,11 @@ PATTERNS: tuple[Callable[[Context, Node], Group | None], ...] = (
     histories.cache,
     histories.gather,
     histories.select_rows,
+    experts.routed,
     routing.router,
     norms.norm,
+    coded.product,
+    coded.quantize,
     products.product,
     pointwise.pointwise,
 )
@@ -29,7 +32,7 @@ PATTERNS: tuple[Callable[[Context, Node], Group | None], ...] = (
 # What is no work: views, names, and calls of what is looked at on its own.
 FREE = frozenset(
     "input param state constant position iota unflatten flatten part select rename expand "
-    "call chain branch".split()
+    "call chain branch dequantize".split()  # what a stored matrix is widened for is told itself
 )
 
 
@@ -66,12 +69,31 @@ class Selection:
             self._names[what] = f"{stem}_{same}" if same > 1 else stem
         return self._names[what]
 
-    def groups(self, program: Program, graph: Graph, taken: frozenset[str]) -> Iterator[Group]:
-        if graph.name in _blocks(program):
-            return
-        context = Context(program, graph, self.target, self.dtype, self.use, self.name, taken)
-        used = set(taken)
-        for node in reversed(list(graph)):
+    def groups(
+        self, program: Program, graph: Graph, taken: frozenset[str], inline: bool
+    ) -> Iterator[Group]:
+        blocks = _blocks(program)
+        block = blocks.get(graph.name)
+        if graph.name in blocks and not (inline and block):
+            return  # no rows of many blocks at once: what runs it is looked at as a whole
+        yield from self._groups(
+            Context(
+                program,
+                graph,
+                self.target,
+                self.dtype,
+                self.use,
+                self.name,
+                self._groups,
+                blocks,
+                taken,
+                block,
+            )
+        )
+
+    def _groups(self, context: Context) -> Iterator[Group]:
+        used = set(context.taken)
+        for node in reversed(list(context.graph)):
             for pattern in PATTERNS:
                 if node.name in used:
                     break
@@ -89,7 +111,16 @@ class Selection:
         self.fallbacks[Fallback(body.graph.name, op, place, text)] = None
 
 
-def _blocks(program: Program) -> set[str]:
-    """The bodies of blocks that data choose: what runs them is looked at as a whole."""
-    nodes = (n for graph in program.bodies.values() for n in graph if n.op in ("experts", "apply"))
-    return {str(n.attrs[key]) for n in nodes for key in ("block", "body") if key in n.attrs}
+def _blocks(program: Program) -> dict[str, Experts | None]:
+    """The bodies of blocks that data choose, each with its array; None where it has several."""
+    found: dict[str, Experts | None] = {}
+    for graph in program.bodies.values():
+        for node in graph:
+            if node.op not in ("experts", "apply"):
+                continue
+            over = graph[node.inputs[0]].type.of
+            assert over is not None
+            array = Experts(program.size(over), str(node.attrs["child"]))
+            name = str(node.attrs["block" if node.op == "experts" else "body"])
+            found[name] = array if found.get(name, array) == array else None
+    return found

@@ -14,6 +14,7 @@ from backends.pytorch.runtime.fp8 import (
 )
 from backends.pytorch.runtime.modules import Numbered, making, named, table
 from backends.pytorch.runtime.ops import gather, in_top, inf, softmax, top
+from backends.pytorch.runtime.stacked import stacked
 from backends.pytorch.runtime.step import Step
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "quantize",
     "scaled_linear",
     "softmax",
+    "stacked",
     "table",
     "top",
     "wide",

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from backends.triton.kernel import TRITON_DTYPES, Argument, Config, Kernel, Operator, Traffic
-from backends.triton.kernel import pointer, size
+from backends.triton.kernel import (
+    TRITON_DTYPES,
+    Argument,
+    Config,
+    Kernel,
+    Operator,
+    Traffic,
+    pointer,
+)
 from backends.triton.targets import Target
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

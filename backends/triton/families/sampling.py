@@ -139,7 +139,7 @@ def share_of(x, highest, sharpness):
 MASS = """\
 @triton.jit
 def mass(row, vocab, least, highest, sharpness, BLOCK: tl.constexpr):
-    \"\"\"Summed shares of logits of at least this order, and how many are of just this order.\"\"\"
+    \"\"\"Summed shares of logits of at least this order, and how many are of it exactly.\"\"\"
     total = tl.zeros([BLOCK], tl.float32)
     equal = tl.zeros([BLOCK], tl.int32)
     for start in tl.range(0, vocab, BLOCK):

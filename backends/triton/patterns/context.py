@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from backends.pytorch.emit_body import Body
@@ -16,6 +16,14 @@ from compiler.ir import Dim, Graph, Node, Program
 DTYPES = {"f32": "float32", "i64": "int64", "bool": "bool"}
 
 
+@dataclass(frozen=True)
+class Experts:
+    """The body is a block of an array, and its rows are sorted by which block they are for."""
+
+    count: int
+    child: str
+
+
 @dataclass
 class Context:
     """A body, and the kernels that are generated for it.
@@ -24,6 +32,9 @@ class Context:
         dtype: of activations, by torch's name.
         use: makes an operator part of ``kernels.py``; returns what a call of it begins with.
         name: a name for an operator that is what the second argument says, close to the first.
+        groups: the groups of a body.
+        blocks: the bodies of blocks that data choose, each with its array; None where it has
+            several.
         taken: nodes that no group may hold.
     """
 
@@ -33,7 +44,10 @@ class Context:
     dtype: str
     use: Callable[[Operator], str]
     name: Callable[[str, object], str]
+    groups: Callable[[Context], Iterator[Group]]
+    blocks: Mapping[str, Experts | None]
     taken: frozenset[str] = frozenset()
+    experts: Experts | None = None
     _users: dict[str, set[str]] = field(default_factory=dict)
 
     def within(self, graph: Graph) -> Context:
@@ -82,6 +96,7 @@ def calls(
     covered: Iterable[str],
     arguments: Callable[[Body, str], list[str] | None],
     operator: Operator,
+    reads: Iterable[str] | None = None,
 ) -> Group:
     """A group whose root is what one operator returns, packed, in the root's order of dims.
 
@@ -96,7 +111,8 @@ def calls(
         function = context.use(operator)
         return Value(Text(str(call(function, *given))), node.type.names, node.type.dtype)
 
-    return Group(root.name, frozenset({root.name, *covered}), write)
+    read = None if reads is None else frozenset(reads)
+    return Group(root.name, frozenset({root.name, *covered}), write, read)
 
 
 def packed(body: Body, prefix: str, *names: str) -> list[str] | None:

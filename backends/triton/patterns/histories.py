@@ -260,7 +260,10 @@ def _written(
         body.lines += wrapped(f"{name} = {text(many, [])}", body.indent + 4)
         return Value(Text(name), node.type.names, node.type.dtype)
 
-    return Group(node.name, frozenset({node.name, *covered}), write)
+    sources = [h.product.x.name if h.product else h.node.name for h in held]
+    return Group(
+        node.name, frozenset({node.name, *covered}), write, frozenset([*queries, *sources])
+    )
 
 
 def _computed(context: Context, body: Body, prefix: str, one: Held, packs: dict[str, str]) -> str:
@@ -274,9 +277,8 @@ def _computed(context: Context, body: Body, prefix: str, one: Held, packs: dict[
         packs[x.name] = body.names.take(f"{body.stem(x)}_packed")
         body.line(f"{packs[x.name]} = {history}.packed({take})", one.node.span)
     operator = gemm.generate(one.product.spec(context.dtype, context.dtype), context.target)
-    matrix = body.owner.attribute(str(one.product.matrix.parameter.attrs["param"]))
     name = body.names.take(body.stem(one.node))
-    text = call(context.use(operator), packs[x.name], matrix)
+    text = call(context.use(operator), packs[x.name], *one.product.stored(body))
     body.line(f"{name} = {text}", one.node.span)
     return name
 

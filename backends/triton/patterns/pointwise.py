@@ -269,7 +269,7 @@ def pointwise(context: Context, node: Node) -> Group | None:
     def arguments(body: Body, prefix: str) -> list[str] | None:
         return packed(body, prefix, *names)
 
-    return calls(context, node, covered, arguments, operator)
+    return calls(context, node, covered, arguments, operator, names)
 
 
 def _covered(context: Context, root: Node) -> set[str]:

@@ -8,8 +8,9 @@ from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
 from backends.pytorch.emit_text import call, method
 from backends.pytorch.emit_values import Value
-from backends.triton.families import gemm
+from backends.triton.families import gemm, grouped_gemm
 from backends.triton.kernel import Operator
+from backends.triton.patterns.coded import format_of, stacked
 from backends.triton.patterns.context import Context, packed
 from backends.triton.patterns.stored import Place, place
 from compiler.ir import Dim, Node
@@ -29,8 +30,20 @@ class Found:
     transposed: bool
     covered: tuple[str, ...]
 
+    def stored(self, body: Body) -> list[str]:
+        """The matrix as arguments: codes and scales where it is quantised."""
+        parameter = self.matrix.parameter
+        text = body.owner.attribute(str(parameter.attrs["param"]))
+        return [f"{text}.codes", f"{text}.scale"] if parameter.type.coding else [text]
+
     def spec(self, dtype: str, out: str) -> gemm.Gemm:
+        """What the kernel is generated for.
+
+        Raises:
+            ValueError: no kernel reads the matrix as it is stored.
+        """
         m = self.matrix
+        coding = m.parameter.type.coding
         taken = (self.parts * self.step if self.parts > 1 else self.n, self.k)
         whole = not (self.transposed or m.row or m.column) and (m.rows, m.columns) == taken
         between = self.k if self.transposed else self.n
@@ -44,6 +57,7 @@ class Found:
             column=m.column,
             step=self.step if self.parts > 1 and self.step != between else 0,
             transposed=self.transposed,
+            weights=format_of(coding) if coding is not None else None,
             dtype=dtype,
             out=out,
         )
@@ -57,11 +71,39 @@ def product(context: Context, node: Node) -> Group | None:
     if found is None:
         return None
     out = context.dtype_of(node)
+    if context.experts is not None:
+        return grouped(context, node, found, out)
     try:
         operator = gemm.generate(found.spec(context.dtype, out), context.target)
     except ValueError:
         return None
     return _group(context, node, found, operator)
+
+
+def grouped(context: Context, node: Node, found: Found, out: str) -> Group | None:
+    """A product of rows that are sorted by expert, each with its expert's matrix."""
+    assert context.experts is not None
+    experts = context.experts
+    try:
+        one = found.spec(context.dtype, out)
+        if one.parts > 1 or one.transposed or one.stored is not None:
+            return None
+        spec = grouped_gemm.GroupedGemm(
+            experts.count, one.n, one.k, weights=one.weights, dtype=context.dtype, out=out
+        )
+        operator = grouped_gemm.generate(spec, context.target)
+    except (ValueError, KeyError):
+        return None
+
+    def write(body: Body, root: Node, prefix: str) -> Value | None:
+        if packed(body, prefix, found.x.name) is None:
+            return None
+        rows = str(body.values[prefix + found.x.name])
+        given = stacked(body, experts, found.matrix.parameter)
+        text = call(context.use(operator), rows, *given, str(body.offsets))  # type: ignore[attr-defined]
+        return Value(text, node.type.names, node.type.dtype)
+
+    return Group(node.name, frozenset({node.name}), write, frozenset({found.x.name}))
 
 
 def find(context: Context, node: Node, rows: str = "") -> Found | None:
@@ -76,7 +118,7 @@ def find(context: Context, node: Node, rows: str = "") -> Found | None:
     for x_at, w_at in ((0, 1), (1, 0)):
         matrix = place(context, node.inputs[w_at])
         w = context.operand(node, w_at)
-        if matrix is None or matrix.parameter.type.dtype != "act":
+        if matrix is None or matrix.parameter.type.dtype not in ("act", "coded"):
             continue
         x, widened = _narrow(context, context.operand(node, x_at))
         if x.type.dtype != "act" or not x.type.dims or x.type.dims[0].kind == "plain":
@@ -148,19 +190,17 @@ def _shape(
 
 
 def _group(context: Context, node: Node, found: Found, operator: Operator) -> Group:
-    parameter = str(found.matrix.parameter.attrs["param"])
-
     def write(body: Body, root: Node, prefix: str) -> Value | None:
         if packed(body, prefix, found.x.name) is None:
             return None
         rows = body.values[prefix + found.x.name].text
         if len(found.x.type.dims) > 2:
             rows = method(rows, "flatten", "1")
-        text = call(context.use(operator), str(rows), body.owner.attribute(parameter))
+        text = call(context.use(operator), str(rows), *found.stored(body))
         kept = node.type.dims[1:]
         if len(kept) > 1:
             text = method(text, "unflatten", "-1", body.shape(kept))
         return Value(text, node.type.names, node.type.dtype)
 
     own = {n for n in found.covered if context.users(n) == {node.name}}
-    return Group(node.name, frozenset({node.name, *own}), write)
+    return Group(node.name, frozenset({node.name, *own}), write, frozenset({found.x.name}))

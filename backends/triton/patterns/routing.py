@@ -107,7 +107,7 @@ def router(context: Context, node: Node) -> Group | None:
         body.line(f"{', '.join(names)} = {call(context.use(operator), *given)}", root.span)
         return body.values[prefix + node.name]
 
-    return Group(node.name, frozenset(covered), write)
+    return Group(node.name, frozenset(covered), write, frozenset(reads))
 
 
 def _weights(reader: Reader, node: Node) -> Routing:
