@@ -112,7 +112,7 @@ def _fill(source: Source, into: Array, reader: Reader, scales: Reader, found: Ma
     same = stored.dtype == "F32" and into.dtype == np.float32
     same |= stored.dtype == "BF16" and into.dtype == np.uint16
     if same and into.flags.c_contiguous:
-        reader.read_bytes(stored, memoryview(into.reshape(-1)).cast("B"))
+        reader.read_bytes(stored, into.reshape(-1).data.cast("B"))
         return
     wide = _widened(_bytes(stored, reader), stored)
     if source.scale is not None:
@@ -129,7 +129,7 @@ def _fill(source: Source, into: Array, reader: Reader, scales: Reader, found: Ma
 
 def _bytes(stored: Stored, reader: Reader) -> NDArray[np.uint8]:
     raw = np.empty(stored.size, np.uint8)
-    reader.read_bytes(stored, memoryview(raw))
+    reader.read_bytes(stored, raw.data)
     return raw
 
 

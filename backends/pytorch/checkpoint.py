@@ -287,7 +287,7 @@ class _Matcher:
         if scale.is_cut_off:
             return f"'{name}': {_cut_off(scale)}"
         values = np.empty(scale.shape, dtype="<f4")
-        self.reader.read_bytes(scale, memoryview(values).cast("B"))
+        self.reader.read_bytes(scale, values.data.cast("B"))
         wrong = int((~np.isfinite(values)).sum())
         return f"'{name}': {wrong} of its scales are NaN or infinite" if wrong else None
 

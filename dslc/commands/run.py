@@ -149,9 +149,10 @@ def _prompts(options: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
 
 # Prompts and options of ``generate`` to sequences of token numbers.
 Generate = Callable[..., list[list[int]]]
+Bar = Callable[[int, int], None] | None
 
 
-def _open_pytorch(options: argparse.Namespace, bar: Callable[[int, int], None]) -> Generate:
+def _open_pytorch(options: argparse.Namespace, bar: Bar) -> Generate:
     import torch
 
     from backends.pytorch.load import load
@@ -185,13 +186,11 @@ def _open_pytorch(options: argparse.Namespace, bar: Callable[[int, int], None]) 
     return generate
 
 
-def _open_mlir(options: argparse.Namespace, bar: Callable[[int, int], None]) -> Generate:
+def _open_mlir(options: argparse.Namespace, bar: Bar) -> Generate:
     from backends.mlir.model import load
 
     if options.device != "cpu":
-        raise UserError(
-            f"the module in {options.directory} runs on the CPU, not on {options.device}"
-        )
+        raise UserError(f"{options.directory} runs on the CPU, not on '{options.device}'")
     model = load(
         options.directory, options.checkpoint, options.dtype, options.init_seed, progress=bar
     )
