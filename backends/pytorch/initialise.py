@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from backends.pytorch.random_values import values
+from backends.pytorch.runtime.fp8 import CodedWeight
 from compiler.tensors import Pattern, Tensor
 
 __all__ = ["fill", "values"]
@@ -50,6 +51,10 @@ def fill(
 
 def _fill_one(tensor: Tensor, into: torch.Tensor, seed: int) -> None:
     with torch.no_grad():
+        if isinstance(into, CodedWeight):
+            drawn = torch.from_numpy(values(tensor, seed)).view(tensor.shape)
+            into.fill(drawn.to(into.dtype).to(into.codes.device))
+            return
         flat = into.view(-1)
         for start in range(0, tensor.elements, CHUNK):
             stop = min(start + CHUNK, tensor.elements)

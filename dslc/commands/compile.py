@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compiler.errors import UserError
 from compiler.pipeline import PASSES
-from dslc.commands.options import add_json, add_source, compiled, not_yet
+from dslc.commands.options import add_json, add_source, compiled
 from dslc.config import read_config
 from dslc.terminal import large, steps
+
+if TYPE_CHECKING:
+    from dslc.program import Program
 
 DTYPES = ("float32", "bfloat16")
 DIALECTS = ("torch", "linalg", "stablehlo", "tosa")
@@ -43,26 +47,27 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="that --optimize or --backend mlir compiles for (as the checkpoint's config.json "
+        help="that --optimize, --backend mlir or a GPU's kernels are compiled for (as config.json "
         "says; else bfloat16, float32 with --backend mlir)",
     )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.emit == "triton":
-        raise not_yet(f"--emit {options.emit}")
     if options.dialect and options.emit != "mlir":
         raise UserError("--dialect says what --emit mlir prints")
     mlir = options.backend == "mlir" or options.emit == "mlir"
+    on_cpu = options.target == "cpu"
+    if options.emit == "triton" and on_cpu:
+        raise UserError("--emit triton prints a GPU's kernels: name one, as in --target sm_90")
     if options.optimize and mlir:
         raise UserError("--optimize compiles the PyTorch backend's decoding, not --backend mlir's")
-    if options.optimize and options.target != "cpu":
+    if options.optimize and not on_cpu:
         raise UserError(f"--optimize compiles for the CPU, not for --target {options.target}")
-    if options.dtype and not options.optimize and not mlir:
+    if options.dtype and on_cpu and not options.optimize and not mlir:
         raise UserError(
-            "--dtype says what --optimize or --backend mlir compiles for; dslc run takes a --dtype "
-            "too"
+            "--dtype says what --optimize, --backend mlir or a GPU's kernels are compiled for; "
+            "dslc run takes a --dtype too"
         )
     with steps(options.file) as show:
         program = compiled(options, show, options.verify)
@@ -70,8 +75,7 @@ def run(options: argparse.Namespace) -> int:
         print(program.mlir(options.dialect or "linalg", _dtype(options, "float32")), end="")
         return 0
     if options.emit or options.after:
-        text = program.code() if options.emit == "pytorch" else program.graph(options.after)
-        print(text, end="")
+        print(_text(program, options), end="")
         return 0
     output = options.output or Path("build") / Path(options.file).stem
     if options.optimize or mlir:
@@ -79,16 +83,31 @@ def run(options: argparse.Namespace) -> int:
         with steps(options.file) as show:
             program.save(output, dtype, progress=show)
     else:
-        program.save(output)
+        with steps(options.file) as show:
+            program.save(output, progress=show)
     report = program.report()
     if options.json:
         found = {"directory": str(output), "model": program.name, "parameters": report.parameters}
         print(json.dumps(found))
     else:
         print(f"{output}: {program.name}, {large(report.parameters)} parameters")
+        if program.generated is not None:
+            from dslc.gpu import show_kernels
+
+            show_kernels(program.generated, program.binaries())
         if options.verify:
             print(f"verified: {', '.join(PASSES)} change no result on a small random instance")
     return 0
+
+
+def _text(program: Program, options: argparse.Namespace) -> str:
+    """What ``--emit`` prints."""
+    if options.emit == "pytorch":
+        return program.code()
+    if options.emit == "triton":
+        assert program.generated is not None
+        return program.generated.kernels
+    return program.graph(options.after)
 
 
 def _dtype(options: argparse.Namespace, otherwise: str) -> str:

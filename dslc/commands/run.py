@@ -149,10 +149,10 @@ def _prompts(options: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
 
 # Prompts and options of ``generate`` to sequences of token numbers.
 Generate = Callable[..., list[list[int]]]
-Bar = Callable[[int, int], None] | None
+Progress = Callable[[int, int], None]
 
 
-def _open_pytorch(options: argparse.Namespace, bar: Bar) -> Generate:
+def _open_pytorch(options: argparse.Namespace, bar: Progress | None) -> Generate:
     import torch
 
     from backends.pytorch.load import load
@@ -186,7 +186,7 @@ def _open_pytorch(options: argparse.Namespace, bar: Bar) -> Generate:
     return generate
 
 
-def _open_mlir(options: argparse.Namespace, bar: Bar) -> Generate:
+def _open_mlir(options: argparse.Namespace, bar: Progress | None) -> Generate:
     from backends.mlir.model import load
 
     if options.device != "cpu":

@@ -22,7 +22,9 @@ ODD = {
         "kv_rank": 10, "rope": 6, "nope": 5, "value": 7, "experts": 6, "groups": 3,
         "open_groups": 2, "per_token": 3, "expert_ffn": 9, "shared_experts": 2,
     },
-    "llama3": {"vocab": 61, "layers": 3, "ffn": 52, "hidden": 40, "heads": 6, "kv_heads": 3, "head_dim": 6},
+    "llama3": {
+        "vocab": 61, "layers": 3, "ffn": 52, "hidden": 40, "heads": 6, "kv_heads": 3, "head_dim": 6,
+    },
     "qwen3_moe": {"vocab": 83, "layers": 3, "hidden": 36, "heads": 3, "kv_heads": 1},
 }  # fmt: skip
 
