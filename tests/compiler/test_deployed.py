@@ -34,7 +34,7 @@ def test_what_is_not_acted_on_is_refused_where_a_program_would_be_emitted(tmp_pa
         program.save(tmp_path / "out")
     assert str(raised.value) == (
         "the deployment 'ep2' asks for what is not built yet: a mesh of 2 ranks "
-        "(models/dsv3.arch:182); with --emit graph the stages up to there can be looked at"
+        "(models/dsv3.arch:185); with --emit graph the stages up to there can be looked at"
     )
     assert not (tmp_path / "out").exists()
 

@@ -19,6 +19,7 @@ def compiled(model: str, deploy: str | None = None) -> Compiled:
     return compile_model(str(MODELS / f"{model}.arch"), deploy=deploy)
 
 
+@cache
 def cost(model: str, deploy: str | None = None) -> Cost:
     return costs(compiled(model, deploy).trained, LENGTH)
 
