@@ -1,5 +1,7 @@
 """A program compiled for a deployment: passes find it, and what no pass acts on is refused."""
 
+import re
+
 import pytest
 
 import dslc
@@ -32,9 +34,9 @@ def test_what_is_not_acted_on_is_refused_where_a_program_would_be_emitted(tmp_pa
     assert "body MoE.call" in program.graph()
     with pytest.raises(dslc.UserError) as raised:
         program.save(tmp_path / "out")
-    assert str(raised.value) == (
+    assert re.sub(r"arch:\d+", "arch:LINE", str(raised.value)) == (
         "the deployment 'ep2' asks for what is not built yet: a mesh of 2 ranks "
-        "(models/dsv3.arch:182); with --emit graph the stages up to there can be looked at"
+        "(models/dsv3.arch:LINE); with --emit graph the stages up to there can be looked at"
     )
     assert not (tmp_path / "out").exists()
 
