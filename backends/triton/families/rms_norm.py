@@ -129,7 +129,7 @@ def {name}({signature}, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     inside = (row < rows){each} & (lane < {width}){new}
     at = row.to(tl.int64){each} * {width} + lane{new}
     {load}
-    weight = tl.load(gain + lane, lane < {width}, other=0.0).to(tl.float32){new}
+    weight = tl.load(gain + lane{new}, (lane < {width}){new}, other=0.0).to(tl.float32)
     mean = {mean} / {width}
     scale = tl.div_rn(tl.full(mean.shape, 1.0, tl.float32), tl.sqrt_rn(mean + {spec.eps}))
     y_value = {rounded} * weight{store}
