@@ -171,7 +171,7 @@ class Program:
             from backends.mlir.artifact import build
 
             self._for_mlir()
-            elaborated = self.compiled.after(STAGES[0])
+            elaborated = self.compiled.after(SOURCE)
             files |= build(self.compiled.program, elaborated, optimize or "float32", progress)
         else:
             files["model.py"] = self.code().encode()
@@ -215,9 +215,13 @@ class Program:
         from backends.mlir.emit import emit
 
         self._for_mlir()
-        return emit(self.compiled.program, self.compiled.after(STAGES[0]), dialect, dtype)
+        return emit(self.compiled.program, self.compiled.after(SOURCE), dialect, dtype)
 
     def _for_mlir(self) -> None:
+        if self.target != "cpu":
+            raise UserError(
+                f"the MLIR backend compiles for the CPU, not for --target {self.target}"
+            )
         if self.deployed is not None:
             raise UserError(
                 f"the MLIR backend compiles for no deployment yet ('{self.deployed.name}'); "
