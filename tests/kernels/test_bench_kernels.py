@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 import running_kernels  # noqa: F401 - mends the interpreter's conversions
+import torch
 
 from backends.triton.families import combine, rotary
 from backends.triton.targets import SM_90
