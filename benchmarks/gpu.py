@@ -94,7 +94,7 @@ def digest() -> str:
     found = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
     for folder in ("backends", "tests/kernels"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            found.update(path.read_bytes())
+            found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
     return found.hexdigest()
 
 
