@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import dslc
 from compiler import directory, manifest, tensors
+from compiler.casts import Cast, casts, comments
 from compiler.deployed import refuse_what_is_not_acted_on
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from backends.triton.ahead import Binary
     from backends.triton.generate import Generated
 
-BACKENDS = ("pytorch",)
+BACKENDS = ("pytorch", "mlir")
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTISING = ("select-fp8", "fp8")
 SOURCE = "select-fp8"  # the stage that is nearest to the source and says how it is run
 
 Constant = int | float | bool | str | None
@@ -70,8 +72,18 @@ class Program:
         return self.compiled.after(stage)
 
     def graph(self, after: str | None = None) -> str:
-        """The text of the program after a pass; it can be parsed back."""
-        return program_text(self.after(after))
+        """The text of the program after a pass; it can be parsed back.
+
+        Where that pass quantises, comments behind it tell what was cast, what was left, and why.
+        """
+        text = program_text(self.after(after))
+        return (
+            text + "\n" + comments(self.casts()) if after in QUANTISING and self.casts() else text
+        )
+
+    def casts(self) -> list[Cast]:
+        """What the deployment's precision rules made of each contraction; none without such."""
+        return casts(self.compiled.after(STAGES[0]))
 
     def code(self) -> str:
         """The text of ``model.py``.
@@ -143,7 +155,7 @@ class Program:
 
         Args:
             optimize: a dtype, for which the step of one token is compiled to machine code of this
-                CPU: float32 or bfloat16.
+                CPU: float32 or bfloat16. With the backend mlir, the dtype of the whole module.
             progress: called with what is being compiled.
 
         Raises:
@@ -154,9 +166,16 @@ class Program:
         files = {
             "graph.txt": self.graph().encode(),
             "source.txt": self.graph(SOURCE).encode(),
-            "model.py": self.code().encode(),
         }
-        if optimize is not None:
+        if self.backend == "mlir":
+            from backends.mlir.artifact import build
+
+            self._for_mlir()
+            elaborated = self.compiled.after(SOURCE)
+            files |= build(self.compiled.program, elaborated, optimize or "float32", progress)
+        else:
+            files["model.py"] = self.code().encode()
+        if optimize is not None and self.backend == "pytorch":
             files |= self._ahead(optimize, progress)
         if self.generated is not None:
             from backends.triton.generate import files as of_gpu
@@ -182,6 +201,32 @@ class Program:
             target=self.target,
         )
         directory.write(Path(path), about, files)
+
+    def mlir(self, dialect: str = "linalg", dtype: str = "float32") -> str:
+        """The text of the MLIR module, verified.
+
+        Args:
+            dialect: linalg is what is compiled; torch, stablehlo or tosa what torch-mlir makes.
+            dtype: float32 or bfloat16.
+
+        Raises:
+            UserError: an extra is not installed, or the program has something without a lowering.
+        """
+        from backends.mlir.emit import emit
+
+        self._for_mlir()
+        return emit(self.compiled.program, self.compiled.after(SOURCE), dialect, dtype)
+
+    def _for_mlir(self) -> None:
+        if self.target != "cpu":
+            raise UserError(
+                f"the MLIR backend compiles for the CPU, not for --target {self.target}"
+            )
+        if self.deployed is not None:
+            raise UserError(
+                f"the MLIR backend compiles for no deployment yet ('{self.deployed.name}'); "
+                "without one, FP8 checkpoints run, dequantised when they are loaded"
+            )
 
     def _ahead(self, dtype: str, progress: Callable[[str], None]) -> dict[str, bytes]:
         """The files of a compiled decode step."""

@@ -227,7 +227,6 @@ def test_emit_prints_and_writes_nothing(run, tmp_path):
         ["--emit", "triton"],
         ["--emit", "mlir"],
         ["--backend", "mlir"],
-        ["--target", "sm_90"],
         ["--deploy", "ep2"],
     ],
 )

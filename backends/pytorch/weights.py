@@ -8,8 +8,9 @@ import torch
 
 from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.checkpoint import Checkpoint, CheckpointError, Match, Source
+from backends.pytorch.dtypes import DTYPES
 from backends.pytorch.runtime.fp8 import CodedWeight
-from backends.pytorch.tensorfile import DTYPES, Reader, Stored, TensorFileError
+from backends.pytorch.tensorfile import Reader, Stored, TensorFileError
 from compiler.tensors import Tensor
 
 

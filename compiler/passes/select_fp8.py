@@ -193,10 +193,17 @@ def defines(graph: Graph, node: Node) -> str | None:
         if here.label:
             return here.label
         for user in graph.users(here.name):
-            if user.name not in seen and user.span == node.span:
+            if user.name not in seen and _in_one_equation(user, node):
                 seen.add(user.name)
                 todo.append(user)
     return None
+
+
+def _in_one_equation(one: Node, other: Node) -> bool:
+    a, b = one.span, other.span
+    if a is None or b is None or a.source.name != b.source.name:
+        return False
+    return a.line <= b.end_line and b.line <= a.end_line
 
 
 def weight_of(parameters: tuple[Parameter, ...], graph: Graph, node: Node) -> Weight | None:

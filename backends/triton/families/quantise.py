@@ -65,6 +65,13 @@ def as_argument(to: Quantised, name: str = "scales") -> str:
     return f"{tensor}, *{name}.stride()"
 
 
+def tile_lanes(to: Quantised) -> str:
+    """Text that numbers BLOCK tiles of a row, and the elements in them [BLOCK, columns]."""
+    return f"""\
+tile = tl.arange(0, BLOCK)
+    lane = tile[:, None] * {to.columns} + tl.arange(0, {to.columns})[None, :]"""
+
+
 def _kernel(spec: Quantise, name: str) -> Kernel:
     to, width = spec.to, spec.width
     tiles = to.scales(1, width)[1]

@@ -259,7 +259,8 @@ def thin_configs(
                 else:
                     given |= {"GROUP": 8, "PROGRAMS": 3 * machine.processors}
                 stage = block_k * (block_n * shape.w_bytes + block_m * shape.a_bytes)
-                stages = max(2, min(8, int(min(100e3, target.shared) / stage)))
+                stages = int(min(100e3, target.shared) / stage)
+                stages = max(2, min(8, k_tiles, stages))
                 config = Config(given, warps, stages)
                 if thin_bytes(shape, given, machine) > MOST_MOVED * shape.compulsory and parts > 1:
                     continue
