@@ -28,6 +28,7 @@ COMMANDS = {
     "run": "generate with a compiled model",
     "bench": "time a compiled model beside what its user would otherwise run",
     "compare": "find where two implementations of a model first differ, by source line",
+    "tune": "find the fastest tilings of a compiled model's kernels on this GPU",
     "init": "write a random checkpoint of a model",
     "quantize": "write a checkpoint in published FP8, or an FP8 one in BF16",
     "models": "the models that ship with dslc",
