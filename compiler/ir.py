@@ -52,6 +52,8 @@ class Dim:
 
     A *sum* ``n|j`` stacks the rows of its parts; a *product* ``(h,n)`` is row-major. ``start`` is
     the first number of a loop dim (layers keep absolute numbers): it runs start .. start + size.
+    With ``axes`` it is one rank's part of a dim that is divided over these mesh axes, the first
+    outermost, and ``size`` is that part's: ``h/tp`` of size ``heads / ranks.tp``.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Dim:
     form: Literal["atom", "sum", "product"] = "atom"
     parts: tuple[Dim, ...] = ()
     start: Extent = field(default_factory=lambda: Extent.of(0))
+    axes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -286,6 +289,9 @@ class Program:
 
     ``constants`` gives the symbolic sizes their numbers. ``ignored`` are checkpoint tensors that
     the model knows of and does not need (second copies).
+
+    With a ``mesh`` it is what *each* rank runs (compiler/passes/shard.py): ``mesh`` names the axes,
+    whose sizes are the constants ``ranks.NAME``, and sequences are spread over the axes ``batch``.
     """
 
     name: str
@@ -295,6 +301,8 @@ class Program:
     bodies: Mapping[str, Graph]
     entries: Mapping[str, Entry]
     ignored: tuple[str, ...] = ()
+    mesh: tuple[str, ...] = ()
+    batch: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -191,7 +191,8 @@ class _Line:
 
     def _dim_item(self) -> str:
         if not self.take("("):
-            return self.next()
+            name = self.next()
+            return f"{name}/{self.next()}" if self.take("/") else name
         parts = [self.dim_name()]
         while self.take(","):
             parts.append(self.dim_name())
@@ -265,6 +266,8 @@ class _Reader:
         first.end()
         constants: dict[str, Any] = {}
         ignored: list[str] = []
+        mesh: tuple[str, ...] = ()
+        batch: tuple[str, ...] = ()
         modules: dict[str, Module] = {}
         entries: dict[str, Entry] = {}
         bodies: dict[str, Graph] = {}
@@ -274,6 +277,10 @@ class _Reader:
                 key = line.word()
                 line.need("=")
                 constants[key] = line.value({})
+            elif what == "mesh":
+                mesh = line.value({})
+                line.need("batch")
+                batch = line.value({})
             elif what == "ignored":
                 ignored.append(line.word())
             elif what == "entry":
@@ -288,7 +295,8 @@ class _Reader:
             else:
                 line.fail(f"'{what}' begins nothing")
             line.end()
-        return Program(name, constants, root, modules, bodies, entries, tuple(ignored))
+        rest = (tuple(ignored), mesh, batch)
+        return Program(name, constants, root, modules, bodies, entries, *rest)
 
     def block(self, line: _Line) -> list[_Line]:
         """The lines between the braces."""
@@ -371,11 +379,12 @@ class _Reader:
         line.need("=")
         size = line.extent()
         start = line.extent() if line.take("from") else Extent.of(0)
+        axes = line.value({}) if line.take("over") else ()
         form, parts = "atom", ()
         if line.peek() in ("sum", "product"):
             form, parts = line.next(), line.value(dims)
         name = line.word() if line.take("named") else key
-        dims[key] = Dim(name, size, kind, form, parts, start)  # type: ignore[arg-type]
+        dims[key] = Dim(name, size, kind, form, parts, start, axes)  # type: ignore[arg-type]
 
     def body(self, line: _Line) -> Graph:
         graph = Graph(line.word())
