@@ -25,12 +25,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import networkx as nx
 
 from dsl.diagnostics import Span
 from dsl.extents import Extent
+
+if TYPE_CHECKING:
+    from dsl.deploy import Deployment
+    from dsl.deploy_placed import PlacedBlock
 
 # Reserved names of lengths that are known only when a step runs.
 TIME = Extent.name("time")  # positions asked for in this step, of one sequence
@@ -288,7 +292,9 @@ class Program:
     """A whole model, at one set of constants.
 
     ``constants`` gives the symbolic sizes their numbers. ``ignored`` are checkpoint tensors that
-    the model knows of and does not need (second copies).
+    the model knows of and does not need (second copies). ``deployment`` is what passes act on; the
+    text form shows what they made of it, not the deployment itself. ``placed`` is what its shard
+    rules place.
 
     With a ``mesh`` it is what *each* rank runs (compiler/passes/shard.py): ``mesh`` names the axes,
     whose sizes are the constants ``ranks.NAME``, and sequences are spread over the axes ``batch``.
@@ -301,6 +307,8 @@ class Program:
     bodies: Mapping[str, Graph]
     entries: Mapping[str, Entry]
     ignored: tuple[str, ...] = ()
+    deployment: Deployment | None = None
+    placed: PlacedBlock | None = None
     mesh: tuple[str, ...] = ()
     batch: tuple[str, ...] = ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn, cast, get_args
 
 from compiler.ir import (
@@ -295,8 +296,8 @@ class _Reader:
             else:
                 line.fail(f"'{what}' begins nothing")
             line.end()
-        rest = (tuple(ignored), mesh, batch)
-        return Program(name, constants, root, modules, bodies, entries, *rest)
+        made = Program(name, constants, root, modules, bodies, entries, tuple(ignored))
+        return replace(made, mesh=mesh, batch=batch)
 
     def block(self, line: _Line) -> list[_Line]:
         """The lines between the braces."""

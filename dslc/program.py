@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dslc
 from compiler import directory, manifest, tensors
+from compiler.deployed import refuse_what_is_not_acted_on
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
 from compiler.pairs import most_pairs
@@ -63,14 +64,24 @@ class Program:
         return program_text(self.after(after))
 
     def code(self) -> str:
-        """The text of ``model.py``."""
+        """The text of ``model.py``.
+
+        Raises:
+            UserError: the deployment asks for what no pass acts on yet.
+        """
         from backends.pytorch.emit import emit
 
+        refuse_what_is_not_acted_on(self.compiled.program.deployment)
         return emit(self.compiled.program)
 
     def report(self, sequence: int = 4096) -> Report:
         """Parameters, cache and FLOPs; ``sequence`` is the length that FLOPs are counted at."""
         return report(self.compiled.after(STAGES[0]), sequence)
+
+    @property
+    def deployed(self) -> Deployment | None:
+        """The deployment that the program was compiled for."""
+        return self.compiled.program.deployment
 
     def deployment(self, name: str) -> Deployment:
         """One of the file's deployments, which holds at these sizes.
@@ -107,7 +118,8 @@ class Program:
 
         Raises:
             DirectoryError: there is something else, or it cannot be written.
-            UserError: the step of one token cannot be compiled.
+            UserError: the step of one token cannot be compiled, or the deployment asks for what no
+                pass acts on yet.
         """
         files = {
             "graph.txt": self.graph().encode(),
@@ -131,6 +143,7 @@ class Program:
             config=config,
             context=self.context,
             pairs=most_pairs(self.compiled.program),
+            deployment=self.deployed.name if self.deployed else None,
             backend=self.backend,
             target=self.target,
         )
@@ -174,15 +187,11 @@ def compile_file(
         raise UserError(f"target '{target}' is not built yet; there is {', '.join(TARGETS)}")
     config = read_config(checkpoint) if checkpoint is not None else None
     choices = Choices(set=dict(set or {}), config=config, preset=dims)
-    compiled = compile_model(file, choices, model=model, check=verify, progress=progress)
+    compiled = compile_model(
+        file, choices, model=model, deploy=deploy, check=verify, progress=progress
+    )
     overruled = compiled.source.constants.overruled()
     if overruled:
         shown = ", ".join(overruled[:6]) + (" and more" if len(overruled) > 6 else "")
         note(f"config.json says otherwise than --dims {dims}, and is followed: {shown}")
-    if deploy is not None:
-        choose(compiled.source, deploy)
-        raise UserError(
-            f"deployment '{deploy}' has no mistakes, but programs are not compiled for deployments "
-            f"yet; dslc inspect {file} --deploy {deploy} shows it"
-        )
     return Program(compiled, backend, target, checkpoint)

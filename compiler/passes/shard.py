@@ -1,8 +1,5 @@
 """shard: one program for all ranks of a deployment's mesh, from what its rules place.
 
-    placed = deploy_placed.placed(source, deployment)
-    program = shard.run(program, placed, mesh={"ep": 2}, batch=("ep",))
-
 The rules place indices and arrays of blocks; everything else follows. A body is gone through node
 by node with the types that its arguments have on one rank, and each op's rule
 (``compiler/passes/placing_rules.py``) says what its result is then and what must be sent. Dims that
@@ -28,20 +25,16 @@ from dsl.deploy_placed import PlacedBlock, PlacedUse
 Key = tuple[str, PlacedBlock]
 
 
-def run(
-    program: Program, placed: PlacedBlock, mesh: Mapping[str, int], batch: Iterable[str]
-) -> Program:
-    """The program of each rank.
-
-    Args:
-        placed: what the rules place, of the very source that the program was elaborated from.
-        mesh: ranks along each axis.
-        batch: the axes that sequences are spread over.
+def run(program: Program) -> Program:
+    """The program of each rank, if the program's deployment has a mesh.
 
     Raises:
         NotBuilt: a rule asks for what this pass cannot do.
     """
-    return Sharder(program, placed, mesh, tuple(batch)).run()
+    deployment = program.deployment
+    if deployment is None or program.placed is None:
+        return program
+    return Sharder(program, program.placed, deployment.mesh.sizes, deployment.batch_axes).run()
 
 
 class Sharder:

@@ -26,11 +26,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    name, options.deploy = options.deploy, None  # shown, not compiled for
     with steps(options.file) as show:
         program = compiled(options, show)
         report = program.report(options.sequence)
-    deployment = program.deployment(name) if name is not None else None
+    deployment = program.deployed
     if options.json:
         data = as_data(report)
         if deployment is not None:
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     _print(report, program.context)
     if deployment is not None:
-        table((f"deployment {name}", "", ""), deploy_show.rows(deployment), left=3)
+        table((f"deployment {deployment.name}", "", ""), deploy_show.rows(deployment), left=3)
     return 0
 
 
