@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler.ir import Dim, Node, Type
-from compiler.rules import Scope, dim_of, need, union, without
+from compiler.rules import Scope, dim_of, join, need, union, without
 from dsl.extents import Extent
 
 Axes = tuple[str, ...]
@@ -79,7 +79,8 @@ def gather_part(node: Node, operands: list[Node], scope: Scope) -> Type:
 
 def route(node: Node, operands: list[Node], scope: Scope) -> Type:
     """Which of a rank's own blocks each row that it gets is for."""
-    (pick,) = operands
+    pick, gate = operands
+    need(set(gate.type.names) <= set(pick.type.names), f"a gate {gate.type} for picks {pick.type}")
     need(pick.type.of is not None, f"a pick indexes an array of blocks, not {pick.type}")
     assert pick.type.of is not None
     own = divided(pick.type.of, node.attrs["axes"], node.attrs["redundant"])
@@ -97,7 +98,7 @@ def combine(node: Node, operands: list[Node], scope: Scope) -> Type:
     sent, pick, gate, y = operands
     left = without(y.type, *sent.type.names)
     rows = without(pick.type, node.attrs["picks"])
-    dtype = "f32" if "f32" in (gate.type.dtype, y.type.dtype) else y.type.dtype
+    dtype = join([gate, y])
     return Type(dtype, (*rows, *left))
 
 

@@ -23,10 +23,11 @@ for _row in (
     Op("gather_part", "rows of a table whose rows are divided; 0 for those of other ranks", 2, 2,
        collectives.gather_part, {"axes": NAMES, "dim": NAME}),
     Op("route", "where picks are sent along `sent`, and which of a rank's blocks each row that "
-       "arrives is for; of ranks along other axes, each takes the picks of its own blocks", 1, 1,
-       collectives.route, {"axes": NAMES, "sent": NAMES, "redundant": WHOLE, "child": NAME}),
+       "arrives is for; of ranks along other axes, each takes the picks of its own blocks", 2, 2,
+       collectives.route,
+       {"axes": NAMES, "sent": NAMES, "redundant": WHOLE, "child": NAME, "picks": NAME}),
     Op("dispatch", "rows sent to the ranks that have their blocks", 3, 3, collectives.dispatch),
-    Op("combine", "results sent back, and their gate-weighted sum over `picks`", 4, 4,
+    Op("combine", "results sent back, and their sum over `picks`, weighted with the gate", 4, 4,
        collectives.combine, {"picks": NAME}),
 ):
     register(_row)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 
+from backends.pytorch.emit_collectives import MESH, mesh
 from backends.pytorch.emit_class import Argument, ClassWriter, code
 from backends.pytorch.emit_sizes import Constants
 from backends.pytorch.emit_text import WIDTH, spoken
@@ -20,10 +21,10 @@ from compiler.ir import Module, Program
 
 # What model.py may import from the runtime, where it is used.
 RUNTIME = [
-    "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top", "inf", "making",
+    "Mesh", "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top", "inf", "making",
     "named", "softmax", "table", "top",
 ]  # fmt: skip
-IMPORTED = ["torch", "F", "nn", "Tensor", *RUNTIME, "build"]
+IMPORTED = ["torch", "F", "nn", "Tensor", *RUNTIME, "build", MESH]
 
 __all__ = ["EmitError", "emit"]
 
@@ -90,10 +91,11 @@ class Emitter:
             root.method(entry.body)
         build = _build(self.made(self.program.root)[0])
         body = "\n\n\n".join("\n".join(lines) for lines in [*self._classes, build])
-        constants = "\n".join(self.constants.lines)
+        ranks = mesh(self.program, self.constants)
+        constants = "\n".join([*self.constants.lines, *ranks])
         span = root.module.span
         source = f" from {spoken(span.source.name)}" if span else ""
-        head = [f'"""{self.program.name}, written by dslc{source}."""', "", *_imports(body)]
+        head = [f'"""{self.program.name}, written by dslc{source}."""', "", *_imports("\n".join([*ranks, body]))]
         parts = ["\n".join(head), constants] if constants else ["\n".join(head)]
         return "\n\n".join(parts) + "\n\n\n" + body + "\n"
 

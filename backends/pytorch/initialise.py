@@ -18,6 +18,7 @@ from math import prod
 import numpy as np
 import torch
 
+from backends.pytorch.slices import OwnTensor
 from compiler.tensors import Initial, Pattern, Tensor
 
 # By what a tensor does: the middle and half the width of its values. Gains stay near 1 and what is
@@ -57,10 +58,18 @@ def fill(
 
 def _fill_one(tensor: Tensor, into: torch.Tensor, seed: int) -> None:
     with torch.no_grad():
-        flat = into.view(-1)
-        for start in range(0, tensor.elements, CHUNK):
-            stop = min(start + CHUNK, tensor.elements)
-            flat[start:stop].copy_(torch.from_numpy(values(tensor, seed, start, stop)))
+        flat, done = into.view(-1), 0
+        for begin, end in _stretches(tensor):
+            for start in range(begin, end, CHUNK):
+                stop = min(start + CHUNK, end)
+                drawn = torch.from_numpy(values(tensor, seed, start, stop))
+                flat[done : done + len(drawn)].copy_(drawn)
+                done += len(drawn)
+
+
+def _stretches(tensor: Tensor) -> Iterable[tuple[int, int]]:
+    """Which of the stored tensor's elements these are: all, or a rank's part."""
+    return tensor.stretches() if isinstance(tensor, OwnTensor) else [(0, tensor.elements)]
 
 
 def values(tensor: Tensor, seed: int, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -68,13 +77,14 @@ def values(tensor: Tensor, seed: int, start: int = 0, stop: int | None = None) -
 
     Matrices have variance 1 / columns, so that a product with inputs of variance 1 has variance 1.
     """
-    stop = prod(tensor.shape) if stop is None else stop
+    shape = tensor.stored_shape if isinstance(tensor, OwnTensor) else tensor.shape
+    stop = prod(shape) if stop is None else stop
     key = hashlib.sha256(f"{seed}\0{tensor.name}".encode()).digest()
     # Two 32-bit halves of each 64-bit word: begin at an even element, so that words are whole.
     skip = start % 2
     stream = np.random.PCG64(int.from_bytes(key[:16], "little")).advance((start - skip) // 2)
     unit = np.random.Generator(stream).random(stop - start + skip, dtype=np.float32)[skip:]
-    middle, half = AROUND.get(tensor.pattern.initial) or (0.0, (3 / tensor.shape[-1]) ** 0.5)
+    middle, half = AROUND.get(tensor.pattern.initial) or (0.0, (3 / shape[-1]) ** 0.5)
     unit *= np.float32(2 * half)
     unit += np.float32(middle - half)
     return unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,8 @@ from backends.pytorch.memory import require
 from backends.pytorch.model import Model
 from backends.pytorch.places import remember_text
 from backends.pytorch.problems import listing
+from backends.pytorch.ranks import connect
+from backends.pytorch.sharded import ShardedModel, own_part, place_blocks
 from compiler.manifest import Manifest, ManifestError, digest, read, verified_files
 
 CODE = "model.py"
@@ -41,6 +43,7 @@ def load(
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
     edited: bool = False,
+    placements: Mapping[str, Sequence[int]] | None = None,
 ) -> Model:
     """Load a compiled model.
 
@@ -55,6 +58,10 @@ def load(
         progress: called with what has been loaded and what there is in all.
         note: told, in a sentence each, what the user should know; warnings unless given.
         edited: execute the directory's code even if it was changed since it was compiled.
+        placements: of a deployment with redundant blocks, by the path of their array: the number of
+            the block in each place, as ``dslc balance`` finds it.
+
+    A model that was compiled for a mesh is loaded by every rank at once, each with its part.
 
     Raises:
         ManifestError: the directory is not whole, was changed, or is another version's.
@@ -86,11 +93,17 @@ def load(
     needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
     pieces = loaded(plan, files) if plan else {}
 
-    module = _emitted(directory, files).build("meta", run_dtype)  # no memory yet
+    code = _emitted(directory, files)
+    mesh = None
+    if manifest.mesh:
+        mesh = connect(code.MESH, manifest, directory, found, seed, place)
+        patterns, needed, found = own_part(manifest, mesh, placements or {}, unavailable, found)
+    module = code.build("meta", run_dtype)  # no memory yet
     memory = Memory(module, place, run_dtype, plan, pieces)
+    bytes_read = 0
     require("loading the weights", sum(memory.needed(p) for p in needed), place)
     if found:
-        weights.fill(found, memory.of, progress)
+        bytes_read = weights.fill(found, memory.of, progress)
     else:
         initialise.fill(patterns, memory.of, seed, progress)
     memory.complete(patterns, needed)
@@ -101,9 +114,14 @@ def load(
         else:
             warnings.warn(sentence, stacklevel=3)  # of dslc.load
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
-    code = files[CODE].decode()
     decoder = Decoder(plan, pieces, memory.weight, module) if plan else None
-    return Model(module, manifest, memory.names, unavailable, notes, source, code, decoder)
+    text = files[CODE].decode()
+    if mesh is not None:
+        model = ShardedModel(module, manifest, memory.names, unavailable, notes, source, text)
+        model.mesh, model.bytes_read = mesh, bytes_read
+        place_blocks(model, placements or {})
+        return model
+    return Model(module, manifest, memory.names, unavailable, notes, source, text, decoder)
 
 
 def _emitted(directory: Path, files: dict[str, bytes]) -> ModuleType:

@@ -9,6 +9,7 @@ import torch
 from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.checkpoint import Checkpoint, CheckpointError, Match, Source
 from backends.pytorch.tensorfile import DTYPES, Reader, Stored, TensorFileError
+from backends.pytorch.slices import OwnTensor
 from compiler.tensors import Tensor
 
 
@@ -16,7 +17,7 @@ def fill(
     match: Match,
     destination: Callable[[Tensor], torch.Tensor],
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> int:
     """Read every tensor into its place, one after the other in the order of the files.
 
     Beside the destinations, memory for one tensor as stored is needed.
@@ -25,10 +26,13 @@ def fill(
         destination: gives the memory of a tensor, of its shape, in the dtype it is to have.
         progress: called with bytes read and bytes in all.
 
+    Returns:
+        Bytes read.
+
     Raises:
         CheckpointError: a file has changed since it was matched.
     """
-    total = sum(source.stored.size for source in match.sources)
+    total = sum(_size(source) for source in match.sources)
     done = 0
     in_file_order = sorted(match.sources, key=lambda s: (s.stored.file, s.stored.start))
     with Reader() as weights, Reader() as scales, torch.no_grad():
@@ -40,9 +44,18 @@ def fill(
                 raise CheckpointError(
                     f"the checkpoint changed while it was read: {error}"
                 ) from None
-            done += source.stored.size
+            done += _size(source)
             if progress:
                 progress(done, total)
+        return weights.bytes + scales.bytes
+
+
+def _size(source: Source) -> int:
+    """Bytes that are read of a tensor."""
+    tensor = source.tensor
+    if isinstance(tensor, OwnTensor):
+        return tensor.elements * DTYPES[source.stored.dtype].itemsize
+    return source.stored.size
 
 
 class _Filler:
@@ -59,6 +72,9 @@ class _Filler:
 
     def fill(self, source: Source, into: torch.Tensor) -> None:
         stored = source.stored
+        if isinstance(source.tensor, OwnTensor) and not source.tensor.is_whole:
+            self._fill_part(source, source.tensor, into)
+            return
         if source.scale is not None:
             assert self.checkpoint.block is not None
             if isinstance(into, BlockedWeight):
@@ -73,6 +89,21 @@ class _Filler:
             self.weights.read(stored, into)
         else:
             into.copy_(self._read(stored))
+
+    def _fill_part(self, source: Source, tensor: OwnTensor, into: torch.Tensor) -> None:
+        """A rank's part of a tensor; its scales are read whole."""
+        typed = torch.empty(tensor.shape, dtype=DTYPES[source.stored.dtype])
+        self.weights.read_parts(source.stored, tensor.stretches(), typed)
+        if source.scale is None:
+            into.copy_(typed)
+            return
+        assert self.checkpoint.block is not None
+        exact = typed.float()
+        scale = self.scales.read(source.scale)
+        for axis, (runs, along) in enumerate(zip(tensor.runs, self.checkpoint.block, strict=True)):
+            numbers = torch.cat([torch.arange(begin, end) for begin, end in runs])
+            scale = scale.index_select(axis, numbers // along)
+        into.copy_(exact * scale)
 
     def _read(self, stored: Stored) -> torch.Tensor:
         """As it is stored; valid until the next one is read."""

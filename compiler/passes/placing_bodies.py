@@ -262,7 +262,9 @@ def _sent(placer: Placer, node: Node, given, use: PlacedUse, over: Dim, made) ->
         return placer.rewriter.emit(stem, op, inputs, type, attrs=attrs, span=node.span)
 
     at = {"axes": use.axes, "sent": sent, "redundant": use.redundant, "child": child}
-    routed = add("route", f"{node.name}.sent", [pick.name], Type("i64", (rows,), of=own), **at)
+    at["picks"] = node.attrs["picks"]
+    type = Type("i64", (rows,), of=own)
+    routed = add("route", f"{node.name}.sent", [pick.name, gate.name], type, **at)
     graph = placer.sharder.program.bodies[node.attrs["block"]]
     picked, taken = set(pick.type.names), []
     for wanted, value in zip(graph.inputs, args, strict=True):

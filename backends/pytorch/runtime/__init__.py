@@ -3,12 +3,14 @@
 from backends.pytorch.runtime.attention import attention
 from backends.pytorch.runtime.cache import Cache
 from backends.pytorch.runtime.experts import apply, experts
+from backends.pytorch.runtime.mesh import Mesh
 from backends.pytorch.runtime.modules import Numbered, making, named, table
 from backends.pytorch.runtime.ops import gather, in_top, inf, softmax, top
 from backends.pytorch.runtime.step import Step
 
 __all__ = [
     "Cache",
+    "Mesh",
     "Numbered",
     "Step",
     "apply",
