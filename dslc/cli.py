@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _tell(error, str(error))
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -68,8 +68,16 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             raise
         kind = type(error).__name__
-        print(f"error: {kind}: {error}\n(--debug shows where this comes from)", file=sys.stderr)
+        _tell(error, f"{kind}: {error}\n(--debug shows where this comes from)")
         return 1
+
+
+def _tell(error: BaseException, text: str) -> None:
+    """Show a message; of several processes that were launched together, one does."""
+    if "RANK" in os.environ:
+        import_module("backends.pytorch.faults").failed(error, text)
+    else:
+        print(f"error: {text}", file=sys.stderr)
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -20,8 +20,9 @@ from backends.pytorch.memory import require
 from backends.pytorch.model import Model
 from backends.pytorch.places import remember_text
 from backends.pytorch.problems import listing
-from backends.pytorch.ranks import connect
+from backends.pytorch.ranks import alike, connect
 from backends.pytorch.sharded import ShardedModel, own_part, place_blocks
+from backends.pytorch.world import check_world
 from compiler.manifest import Manifest, ManifestError, digest, read, verified_files
 
 CODE = "model.py"
@@ -73,10 +74,12 @@ def load(
     manifest = read(directory)
     if manifest.backend != "pytorch":
         raise ManifestError(f"{directory} was compiled for the backend '{manifest.backend}'")
+    if manifest.mesh:
+        check_world(manifest)
     files = verified_files(directory, manifest, edited)
     place = _device(device)
     patterns = [row.pattern() for row in manifest.parameters]
-    found = None
+    found, opened = None, None
     differences: list[str] = []
     if checkpoint is not None:
         opened = open_checkpoint(Path(checkpoint))
@@ -96,7 +99,8 @@ def load(
     code = _emitted(directory, files)
     mesh = None
     if manifest.mesh:
-        mesh = connect(code.MESH, manifest, directory, found, seed, place)
+        same = alike(directory, manifest, opened, **{"seed": seed, "dtype": str(run_dtype)})
+        mesh = connect(code.MESH, manifest, same, place)
         patterns, needed, found = own_part(manifest, mesh, placements or {}, unavailable, found)
     module = code.build("meta", run_dtype)  # no memory yet
     memory = Memory(module, place, run_dtype, plan, pieces)

@@ -2,65 +2,147 @@
 
 from __future__ import annotations
 
+import atexit
+import hashlib
+import json
 import os
+import socket
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from backends.pytorch.checkpoint import Match
+from backends.pytorch.checkpoint import Checkpoint
+from backends.pytorch.faults import Pulse
+from backends.pytorch.world import RankError, check_world, rank, world
 from backends.pytorch.runtime import Mesh
-from compiler.errors import UserError
-from compiler.manifest import Manifest
+from compiler.manifest import FILE_NAME, Manifest
 
-TIMEOUT = timedelta(seconds=20)  # after which a rank that waits for another gives up
-
-
-class RankError(UserError):
-    """The processes that were launched are not those that the program was compiled for."""
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def check_world(manifest: Manifest) -> None:
-    """
-    Raises:
-        RankError: there are not as many processes as the mesh has ranks.
-    """
-    ranks = 1
-    for size in manifest.mesh.values():
-        ranks *= size
-    if ranks == world():
-        return
-    if manifest.mesh:
-        mesh = " x ".join(f"{axis} = {size}" for axis, size in manifest.mesh.items())
-        message = f"deployment '{manifest.deployment}' has {ranks} ranks ({mesh})"
-    else:
-        message = "the model was compiled without a mesh, for 1 process"
-    raise RankError(
-        f"{message}, and {world()} {'was' if world() == 1 else 'were'} launched: "
-        f"dslc run --nproc {ranks}, or torchrun"
-    )
+# Ranks may differ in how long they take; whether they live is another's affair (faults.py).
+TIMEOUT = timedelta(minutes=30)
+MEETING = timedelta(seconds=300)  # for all processes to come up
+SAMPLE = 64  # bytes of each tensor that tell checkpoints apart
 
 
 def connect(
-    mesh: Mesh,
-    manifest: Manifest,
-    directory: Path,
-    found: Match | None,
-    seed: int,
-    device: torch.device,
+    mesh: Mesh, manifest: Manifest, alike: Mapping[str, Any], device: torch.device
 ) -> Mesh:
-    """Join the other ranks and take this one's place in the mesh."""
+    """Meet the other ranks and take this one's place in the mesh.
+
+    Args:
+        alike: what must be the same on all ranks, by what it is called.
+
+    Raises:
+        RankError: there are not as many processes as ranks, or they do not run the same.
+    """
     check_world(manifest)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        store = _store()
+        agree(store, alike)
+        pulse = Pulse(_client, rank(), world()) if world() > 1 else None
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=rank(),
+            world_size=world(),
+            timeout=TIMEOUT,
+        )
+        atexit.register(_leave, pulse)
     mesh.connect(rank())
     return mesh
+
+
+def _leave(pulse: Pulse | None) -> None:
+    if pulse is not None:
+        pulse.end()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _store() -> dist.Store:
+    """The job's store, which torchrun's agent keeps; without one, rank 0 does."""
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return _client(host=rank() == 0 and not agent)
+
+
+def _client(host: bool = False) -> dist.Store:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store = dist.TCPStore(address, port, world(), host, MEETING, wait_for_workers=False)
+    except dist.DistNetworkError as error:
+        first = str(error).splitlines()[0]
+        raise RankError(f"the job's store at {address}:{port} cannot be reached: {first}") from None
+    return dist.PrefixStore(f"dslc/{attempt}", store)
+
+
+def agree(store: dist.Store, alike: Mapping[str, Any]) -> None:
+    """Compare what must be the same on all ranks, before any group is made.
+
+    Raises:
+        RankError: a rank has something else; says which, and what.
+    """
+    mine = {"host": socket.gethostname(), **alike}
+    store.set(f"alike/{rank()}", json.dumps(mine))
+    first: dict[str, Any] = json.loads(store.get("alike/0"))
+    for number in range(1, world()):
+        try:
+            other = json.loads(store.get(f"alike/{number}"))
+        except dist.DistError:
+            raise RankError(
+                f"rank {number} has not come up for {MEETING.seconds} s: {world()} were launched"
+            ) from None
+        for what in alike:
+            if other.get(what) != first.get(what):
+                raise RankError(
+                    f"rank {number} ({other['host']}) has another {what} than rank 0 "
+                    f"({first['host']}){_difference(other.get(what), first.get(what))}"
+                )
+
+
+def _difference(other: Any, first: Any) -> str:
+    if isinstance(other, dict) and isinstance(first, dict):
+        keys = [k for k in {**first, **other} if first.get(k) != other.get(k)]
+        listed = ", ".join(f"{k} {other.get(k)} and {first.get(k)}" for k in keys[:3])
+        return f": {listed}"
+    short = (str(other)[:12], str(first)[:12])
+    return f": {short[0]} and {short[1]}"
+
+
+def alike(
+    directory: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint | None,
+    **more: Any,
+) -> dict[str, Any]:
+    """What must be the same on all ranks of a model."""
+    text = (directory / FILE_NAME).read_bytes()
+    sizes = {k: v for k, v in manifest.constants.items()}
+    return {
+        "set of dims": sizes,
+        "compiled directory": hashlib.sha256(text).hexdigest(),
+        "checkpoint": None if checkpoint is None else fingerprint(checkpoint),
+        **more,
+    }
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """A hash of names, shapes and places of all tensors, and of some bytes from the middle of each:
+    checkpoints of the same form and other weights differ in it, and it reads little."""
+    found = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
+    by_file: dict[Path, list[Any]] = {}
+    for stored in checkpoint.tensors.values():
+        by_file.setdefault(stored.file, []).append(stored)
+    for file in sorted(by_file):
+        with open(file, "rb") as data:
+            for stored in sorted(by_file[file], key=lambda s: s.start):
+                about = f"{stored.name} {stored.dtype} {stored.shape} {stored.start}"
+                found.update(about.encode())
+                data.seek(stored.start + max(0, stored.size - SAMPLE) // 2)
+                found.update(data.read(min(SAMPLE, stored.size)))
+    return found.hexdigest()

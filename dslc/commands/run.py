@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.pytorch.faults import watch_over
+from backends.pytorch.world import check_world, is_worker
 from compiler.errors import UserError
 from compiler.manifest import read
 from dslc.cli import INTERRUPTED
-from dslc.commands.options import add_json, not_yet
+from dslc.commands.options import add_json, not_yet, positive
 from dslc.prompts import conversation, encoded, need_tokenizer, open_tokenizer
 from dslc.terminal import note, progress
 
@@ -69,7 +73,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", metavar="NAME", help="float32 or bfloat16 (as the checkpoint says, or float32)"
     )
-    parser.add_argument("--nproc", metavar="N", type=int, default=1, help="local processes")
+    parser.add_argument("--nproc", metavar="N", type=positive, default=1, help="local processes")
     parser.add_argument("--record-loads", metavar="FILE", type=Path, help="of the experts")
     add_json(parser)
 
@@ -85,10 +89,12 @@ def tokens(text: str) -> list[int]:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.nproc != 1:
-        raise not_yet(f"--nproc {options.nproc}")
-    if options.record_loads:
-        raise not_yet("--record-loads")
+    if options.nproc > 1 and not is_worker():
+        return launched(options)
+    first = int(os.environ.get("RANK", "0")) == 0
+    if is_worker():
+        watch_over()
+        check_world(read(options.directory))
     tokenizer = open_tokenizer(options.checkpoint)
     prompts = _prompts(options, tokenizer)
 
@@ -100,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
     # Before weights are loaded, which may take minutes.
     check(options.temperature, options.top_p, options.min_p)
     check_prompts(read(options.directory), prompts, options.max_new_tokens)
-    with progress("loading") as bar:
+    with progress("loading") if first else nullcontext() as bar:
         model = load(
             options.directory,
             options.checkpoint,
@@ -108,9 +114,9 @@ def run(options: argparse.Namespace) -> int:
             options.dtype,
             options.init_seed,
             progress=bar,
-            note=note,
+            note=note if first else lambda _: None,
         )
-    live = sys.stdout.isatty() and not options.json and len(prompts) == 1
+    live = first and sys.stdout.isatty() and not options.json and len(prompts) == 1
     watch = Watch()
     transcript = Transcript(prompts, tokenizer, options.stop, options.chat, live)
     interrupted = False
@@ -119,6 +125,8 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:  # what there is by then is printed
         interrupted = True
         tokens = transcript.tokens()
+    if not first:
+        return INTERRUPTED if interrupted else 0
     transcript.end()
     texts = transcript.texts()
     if options.json:
@@ -130,6 +138,14 @@ def run(options: argparse.Namespace) -> int:
     if options.checkpoint is None:
         note("weights are random, as there is no --checkpoint")
     return INTERRUPTED if interrupted else 0
+
+
+def launched(options: argparse.Namespace) -> int:
+    """The same command in several processes."""
+    check_world(read(options.directory), options.nproc)
+    from dslc.launch import launch
+
+    return launch(options.nproc, sys.argv[1:])
 
 
 def _prompts(options: argparse.Namespace, tokenizer: Any) -> list[list[int]]:

@@ -9,7 +9,8 @@ shape; ``traffic`` counts what a rank has sent to others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -19,6 +20,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from backends.pytorch.runtime.routing import Placement, Routing, Watch, routed
+from compiler.errors import UserError
+
+
+
+class ConnectionLost(UserError):
+    """What ranks do together has failed on this one, most likely for another one's sake."""
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConnectionLost(f"a connection to another rank was lost: {first}") from error
+
 
 REDUCE = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
@@ -60,7 +77,10 @@ class Group:
         out = rows.new_empty(sum(come), *rows.shape[1:])
         # As bytes: gloo does not know every number format.
         given = [come[i] for i in places], [to[i] for i in places]
-        dist.all_to_all_single(_bytes(out), _bytes(rows.contiguous()), *given, group=self.handle)
+        with connected():
+            dist.all_to_all_single(
+                _bytes(out), _bytes(rows.contiguous()), *given, group=self.handle
+            )
         if places != sorted(places):
             parts = dict(zip(places, out.split(given[0]), strict=True))
             out = torch.cat([parts[i] for i in range(self.size)])
@@ -73,7 +93,8 @@ class Group:
         x = x.contiguous()
         self.sent["all_gather"] += x.nbytes * (self.size - 1)
         out = [torch.empty_like(x) for _ in self.ranks]
-        dist.all_gather([_bytes(o) for o in out], _bytes(x), group=self.handle)
+        with connected():
+            dist.all_gather([_bytes(o) for o in out], _bytes(x), group=self.handle)
         places = self._places()
         return [out[places.index(i)] for i in range(self.size)]
 
@@ -82,7 +103,8 @@ class Group:
             return x
         self.sent["all_reduce"] += 2 * x.nbytes * (self.size - 1) // self.size
         x = x.contiguous().clone() if x.requires_grad or not x.is_contiguous() else x.clone()
-        dist.all_reduce(x, REDUCE["sum" if fn == "mean" else fn], group=self.handle)
+        with connected():
+            dist.all_reduce(x, REDUCE["sum" if fn == "mean" else fn], group=self.handle)
         return x / self.size if fn == "mean" else x
 
     def reduce_scatter(self, x: Tensor, axis: int) -> Tensor:
@@ -101,7 +123,8 @@ class Group:
         out = torch.empty_like(parts[0], memory_format=torch.contiguous_format)
         places = self._places()
         given = [parts[i].contiguous() for i in places]
-        dist.reduce_scatter(out, given, group=self.handle)
+        with connected():
+            dist.reduce_scatter(out, given, group=self.handle)
         return out
 
 
@@ -160,7 +183,8 @@ class Mesh:
                     for place in product(*(range(self.sizes[a]) for a in axes))
                 ]
                 alone = len(ranks) == 1 and not (dist.is_initialized() and self.size == 1)
-                handle = None if alone else dist.new_group(ranks)
+                with connected():
+                    handle = None if alone else dist.new_group(ranks)
                 if self.rank in ranks:
                     self._groups[axes] = Group(ranks, ranks.index(self.rank), handle)
         return self._groups[axes]
