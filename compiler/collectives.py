@@ -24,7 +24,7 @@ def ranks(axes: Axes) -> Extent:
 
 
 def divided(dim: Dim, axes: Axes, redundant: int = 0) -> Dim:
-    """One rank's part of a dim: ``h`` over tp is ``h/tp``. ``redundant`` entries are added first."""
+    """One rank's part of a dim: ``h`` over tp is ``h/tp``. ``redundant`` entries come on top."""
     if not axes:
         return dim
     size = (dim.size + redundant) / ranks(axes)

@@ -383,13 +383,13 @@ def _entry(program: Program, name: str) -> EntryRow:
 
 
 def _dims(dims: Iterable[shards.DimShard]) -> tuple[DimRow, ...]:
-    return tuple(
-        DimRow(size=d.size, axes=d.axes, form=d.form, parts=_dims(d.parts)) for d in dims
-    )
+    return tuple(DimRow(size=d.size, axes=d.axes, form=d.form, parts=_dims(d.parts)) for d in dims)
 
 
 def _arrays(arrays: Iterable[shards.ArrayShard | None]) -> tuple[ArrayRow | None, ...]:
-    return tuple(a and ArrayRow(axes=a.axes, redundant=a.redundant) for a in arrays)
+    return tuple(
+        None if a is None else ArrayRow(axes=a.axes, redundant=a.redundant) for a in arrays
+    )
 
 
 def _pairs(ranges: Iterable[range]) -> tuple[Range, ...]:

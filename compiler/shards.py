@@ -46,7 +46,7 @@ class Shard:
 
 def shards(whole: Program, local: Program) -> list[tuple[Pattern, Shard]]:
     """Every pattern of the whole program, with what a rank of the local one has of it."""
-    found = {key: shard for key, shard in _walk(whole, local)}
+    found = dict(_walk(whole, local))
     return [(p, found[p.path, p.ranges]) for p in patterns(whole)]
 
 

@@ -91,7 +91,8 @@ class _Follower:
             )
             for formal, axis in zip(use.target[0].indices, use.bind, strict=True)
         }
-        axes, redundant = (), 0
+        axes: Axes = ()
+        redundant = 0
         if use.array is not None:
             rule = self.sizes.by_place.get((instance.block.name, use.name))
             if rule is not None:

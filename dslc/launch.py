@@ -24,7 +24,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     Returns:
         0, or 1 if one of them failed: one message says which, and why.
     """
-    logging.getLogger("torch").setLevel(logging.CRITICAL)  # the message is ours
+    logging.disable(logging.CRITICAL)  # the message is ours
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 
-from backends.pytorch.emit_collectives import MESH, mesh
 from backends.pytorch.emit_class import Argument, ClassWriter, code
+from backends.pytorch.emit_collectives import MESH, mesh
 from backends.pytorch.emit_sizes import Constants
 from backends.pytorch.emit_text import WIDTH, spoken
 from backends.pytorch.emit_values import EmitError
@@ -21,8 +21,8 @@ from compiler.ir import Module, Program
 
 # What model.py may import from the runtime, where it is used.
 RUNTIME = [
-    "Mesh", "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top", "inf", "making",
-    "named", "softmax", "table", "top",
+    "Mesh", "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top", "inf",
+    "making", "named", "softmax", "table", "top",
 ]  # fmt: skip
 IMPORTED = ["torch", "F", "nn", "Tensor", *RUNTIME, "build", MESH]
 
@@ -95,7 +95,11 @@ class Emitter:
         constants = "\n".join([*self.constants.lines, *ranks])
         span = root.module.span
         source = f" from {spoken(span.source.name)}" if span else ""
-        head = [f'"""{self.program.name}, written by dslc{source}."""', "", *_imports("\n".join([*ranks, body]))]
+        head = [
+            f'"""{self.program.name}, written by dslc{source}."""',
+            "",
+            *_imports("\n".join([*ranks, body])),
+        ]
         parts = ["\n".join(head), constants] if constants else ["\n".join(head)]
         return "\n\n".join(parts) + "\n\n\n" + body + "\n"
 

@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def me() -> str:
     return f"rank {os.environ.get('RANK', 0)} ({socket.gethostname()}, process {os.getpid()})"
 
 
-# -- one message -------------------------------------------------------------------------------------
+# -- one message -----------------------------------------------------------------------------------
 
 _store: Any = None  # the job's, when it is there
 
@@ -88,7 +89,7 @@ def failed(error: BaseException, text: str) -> None:
     tell(f"{me()}: {text}")
 
 
-# -- a process that is stopped -----------------------------------------------------------------------
+# -- a process that is stopped ---------------------------------------------------------------------
 
 
 def watch_over() -> None:
@@ -136,7 +137,7 @@ def _state(process: int) -> str:
     return text.rpartition(")")[2].split()[0]
 
 
-# -- a rank that cannot be reached -------------------------------------------------------------------
+# -- a rank that cannot be reached -----------------------------------------------------------------
 
 
 class Pulse:
@@ -163,10 +164,8 @@ class Pulse:
     def end(self) -> None:
         """This rank is done: no one need look for it any more."""
         self._done.set()
-        try:
+        with suppress(Exception):
             self._store.set(f"dslc/beat/{self._rank}", "done")
-        except Exception:
-            pass
 
     def _beat(self) -> None:
         count = 0
@@ -200,15 +199,11 @@ class Pulse:
 
     def _lost(self) -> None:
         host, process = "", ""
-        try:
+        with suppress(Exception):
             host, process = self._store.get(f"dslc/who/{self._next}").decode().split()
-        except Exception:
-            pass
         where = f" ({host}, process {process})" if host else ""
         tell(f"rank {self._next}{where} has given no sign of life for {SILENCE:.0f} s")
         if host == socket.gethostname() and process:
-            try:
+            with suppress(OSError):
                 os.kill(int(process), signal.SIGKILL)  # a stopped process does not end otherwise
-            except OSError:
-                pass
         os._exit(1)

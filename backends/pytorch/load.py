@@ -99,7 +99,7 @@ def load(
     code = _emitted(directory, files)
     mesh = None
     if manifest.mesh:
-        same = alike(directory, manifest, opened, **{"seed": seed, "dtype": str(run_dtype)})
+        same = alike(directory, manifest, opened, seed=seed, dtype=str(run_dtype))
         mesh = connect(code.MESH, manifest, same, place)
         patterns, needed, found = own_part(manifest, mesh, placements or {}, unavailable, found)
     module = code.build("meta", run_dtype)  # no memory yet

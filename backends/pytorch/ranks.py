@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import DistError, DistNetworkError
 
 from backends.pytorch.checkpoint import Checkpoint
 from backends.pytorch.faults import Pulse
-from backends.pytorch.world import RankError, check_world, rank, world
 from backends.pytorch.runtime import Mesh
+from backends.pytorch.world import RankError, check_world, rank, world
 from compiler.manifest import FILE_NAME, Manifest
 
 # Ranks may differ in how long they take; whether they live is another's affair (faults.py).
@@ -27,9 +29,7 @@ MEETING = timedelta(seconds=300)  # for all processes to come up
 SAMPLE = 64  # bytes of each tensor that tell checkpoints apart
 
 
-def connect(
-    mesh: Mesh, manifest: Manifest, alike: Mapping[str, Any], device: torch.device
-) -> Mesh:
+def connect(mesh: Mesh, manifest: Manifest, alike: Mapping[str, Any], device: torch.device) -> Mesh:
     """Meet the other ranks and take this one's place in the mesh.
 
     Args:
@@ -47,7 +47,7 @@ def connect(
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", store),
+            store=PrefixStore("group", store),
             rank=rank(),
             world_size=world(),
             timeout=TIMEOUT,
@@ -64,24 +64,24 @@ def _leave(pulse: Pulse | None) -> None:
         dist.destroy_process_group()
 
 
-def _store() -> dist.Store:
+def _store() -> Store:
     """The job's store, which torchrun's agent keeps; without one, rank 0 does."""
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return _client(host=rank() == 0 and not agent)
 
 
-def _client(host: bool = False) -> dist.Store:
+def _client(host: bool = False) -> Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        store = dist.TCPStore(address, port, world(), host, MEETING, wait_for_workers=False)
-    except dist.DistNetworkError as error:
+        store = TCPStore(address, port, world(), host, MEETING, wait_for_workers=False)
+    except DistNetworkError as error:
         first = str(error).splitlines()[0]
         raise RankError(f"the job's store at {address}:{port} cannot be reached: {first}") from None
-    return dist.PrefixStore(f"dslc/{attempt}", store)
+    return PrefixStore(f"dslc/{attempt}", store)
 
 
-def agree(store: dist.Store, alike: Mapping[str, Any]) -> None:
+def agree(store: Store, alike: Mapping[str, Any]) -> None:
     """Compare what must be the same on all ranks, before any group is made.
 
     Raises:
@@ -93,7 +93,7 @@ def agree(store: dist.Store, alike: Mapping[str, Any]) -> None:
     for number in range(1, world()):
         try:
             other = json.loads(store.get(f"alike/{number}"))
-        except dist.DistError:
+        except DistError:
             raise RankError(
                 f"rank {number} has not come up for {MEETING.seconds} s: {world()} were launched"
             ) from None
@@ -122,7 +122,7 @@ def alike(
 ) -> dict[str, Any]:
     """What must be the same on all ranks of a model."""
     text = (directory / FILE_NAME).read_bytes()
-    sizes = {k: v for k, v in manifest.constants.items()}
+    sizes = dict(manifest.constants)
     return {
         "set of dims": sizes,
         "compiled directory": hashlib.sha256(text).hexdigest(),

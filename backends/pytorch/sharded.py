@@ -139,9 +139,8 @@ def own_part(
     by_name = {source.tensor.name: source for source in found.sources}
     sources: list[Source] = []
     for pattern in needed:
-        for tensor in pattern.tensors():
-            if tensor.name in by_name:
-                sources.append(replace(by_name[tensor.name], tensor=tensor))
+        own_tensors = [t for t in pattern.tensors() if t.name in by_name]
+        sources += [replace(by_name[t.name], tensor=t) for t in own_tensors]
     return patterns, needed, replace(found, sources=sources)
 
 
@@ -157,9 +156,9 @@ def place_blocks(model: ShardedModel, placements: Mapping[str, Sequence[int]]) -
             if dealt is None:
                 continue
             stem = row.path.split(f"[{{{at}}}]")[0]
-            before = [r for r in row.ranges[:at]]
-            for numbers in _product(before):
-                path = stem.format(*numbers).replace("[", ".").replace("]", "")
+            before = list(row.ranges[:at])
+            for place in _product(before):
+                path = stem.format(*place).replace("[", ".").replace("]", "")
                 start, stop = row.ranges[at]
                 arrays[path] = (stop - start, dealt.redundant)
     unknown = [path for path in placements if path not in arrays]

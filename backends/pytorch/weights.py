@@ -8,8 +8,8 @@ import torch
 
 from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.checkpoint import Checkpoint, CheckpointError, Match, Source
-from backends.pytorch.tensorfile import DTYPES, Reader, Stored, TensorFileError
 from backends.pytorch.slices import OwnTensor
+from backends.pytorch.tensorfile import DTYPES, Reader, Stored, TensorFileError
 from compiler.tensors import Tensor
 
 

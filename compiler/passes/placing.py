@@ -224,9 +224,7 @@ class Placer:
             for i, v in zip(node.inputs, values, strict=True)
         ]
 
-    def _each(
-        self, node: Node, values: list[Placed], name: str, part: Dim | None
-    ) -> list[Placed]:
+    def _each(self, node: Node, values: list[Placed], name: str, part: Dim | None) -> list[Placed]:
         """The operands with one dim the same in all: this part of it, or all of it."""
         out = []
         for i, value in zip(node.inputs, values, strict=True):

@@ -17,11 +17,12 @@ from compiler.passes.placing import (
     like,
 )
 from compiler.passes.placing_rules import result
-from compiler.signatures import block_rows
+from compiler.spec_collectives import BETWEEN_RANKS
 from dsl.deploy_placed import PlacedUse
 
 Rule = Callable[[Placer, Node], Placed]
 Pairs = dict[str, str]  # a body's dim, the caller's
+Names = tuple[tuple[str, str], ...]  # the same, as an attribute
 
 
 def _inner(graph: Graph, given: Iterable[Placed], pairs: Pairs) -> list[Type]:
@@ -53,11 +54,11 @@ def _as(own: Dim, other: Dim | None) -> Dim:
     return own if other is None else like(own, other)
 
 
-def _pairs(node: Node, types: Iterable[Type], gives: Type, outer: Iterable[Type]) -> tuple:
+def _pairs(node: Node, types: Iterable[Type], gives: Type, outer: Iterable[Type]) -> Names:
     """The pairs of names as they are now."""
     inner = {_plain(d): d.name for t in [*types, gives] for d in t.dims}
     names = {_plain(d): d.name for t in outer for d in t.dims}
-    old = dict(node.attrs.get("dims", ()))
+    old: Pairs = dict(node.attrs.get("dims", ()))
     return tuple((inner.get(b, b), names.get(c, c)) for b, c in old.items())
 
 
@@ -134,13 +135,11 @@ def _sends(placer: Placer, body: str) -> bool:
     graph = placer.sharder.bodies[body]
     for node in graph:
         axes = {*node.attrs.get("sent", ()), *node.attrs.get("axes", ())}
-        if node.op in ("all_reduce", "all_gather", "reduce_scatter", "route"):
-            if axes & set(placer.sharder.batch):
-                return True
-        for value in node.attrs.values():
-            if isinstance(value, str) and value in placer.sharder.bodies and value != body:
-                if _sends(placer, value):
-                    return True
+        if node.op in BETWEEN_RANKS and axes & set(placer.sharder.batch):
+            return True
+        runs = {v for v in node.attrs.values() if isinstance(v, str)} - {body}
+        if any(_sends(placer, run) for run in runs & placer.sharder.bodies.keys()):
+            return True
     return False
 
 
@@ -187,7 +186,7 @@ def scan(placer: Placer, node: Node) -> Placed:
     return placer.emit(node, [v.name for v in given], node.type, attrs=attrs)
 
 
-# -- arrays of blocks indexed by data ----------------------------------------------------------------
+# -- arrays of blocks indexed by data --------------------------------------------------------------
 
 
 def apply(placer: Placer, node: Node) -> Placed:
@@ -213,9 +212,7 @@ def _array(placer: Placer, node: Node) -> tuple[Operands, PlacedUse, Dim]:
     return given, use, over
 
 
-def _block(
-    placer: Placer, node: Node, block: str, args: list[Placed]
-) -> tuple[str, Placed, tuple[tuple[str, str], ...]]:
+def _block(placer: Placer, node: Node, block: str, args: list[Placed]) -> tuple[str, Placed, Names]:
     """What one block is, for rows of these arguments."""
     over = placer.values[node.inputs[0]].type.of
     module, _ = placer.sharder.use(placer.module, str(node.attrs["child"]), over)
@@ -240,7 +237,14 @@ def experts(placer: Placer, node: Node) -> Placed:
     return _sent(placer, node, (pick, gate, args), use, over, (block, gives, pairs))
 
 
-def _sent(placer: Placer, node: Node, given, use: PlacedUse, over: Dim, made) -> Placed:  # type: ignore[no-untyped-def]
+def _sent(
+    placer: Placer,
+    node: Node,
+    given: tuple[Placed, Placed, list[Placed]],
+    use: PlacedUse,
+    over: Dim,
+    made: tuple[str, Placed, Names],
+) -> Placed:
     """Blocks that are dealt out over ranks: tokens go to them and back.
 
     Along axes that sequences are spread over, rows are sent. Along others every rank has all
@@ -248,7 +252,7 @@ def _sent(placer: Placer, node: Node, given, use: PlacedUse, over: Dim, made) ->
     """
     pick, gate, args = given
     block, gives, pairs = made
-    new, child = placer.rewriter.new, str(node.attrs["child"])
+    child = str(node.attrs["child"])
     batch = placer.sharder.batch
     sent = tuple(a for a in use.axes if a in batch)
     left = tuple(a for a in use.axes if a not in batch)
@@ -283,17 +287,9 @@ def _sent(placer: Placer, node: Node, given, use: PlacedUse, over: Dim, made) ->
     type = Type(gives.type.dtype, (rows, *rest), of=gives.type.of)
     applied = add("apply", f"{node.name}.out", [routed.name, *taken], type, **attrs)
     inputs = [routed.name, pick.name, gate.name, applied.name]
-    type = replace(node.type, dims=tuple(back[d] for d in _order(node, back)))
-    placed = placer.emit(
-        node, inputs, type, op="combine", attrs={"picks": node.attrs["picks"]}
-    )
-    assert block_rows(graph) and new
+    type = replace(node.type, dims=tuple(back.values()))
+    placed = placer.emit(node, inputs, type, op="combine", attrs={"picks": node.attrs["picks"]})
     return replace(placed, partial=(*gives.partial, *left))
-
-
-def _order(node: Node, back: dict[str, Dim]) -> list[str]:
-    """The names of a result's dims, as they are now, in its order."""
-    return list(back)
 
 
 RULES: dict[str, Rule] = {

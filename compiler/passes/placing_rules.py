@@ -92,7 +92,8 @@ def parameter(placer: Placer, node: Node) -> Placed:
 
 def elementwise(placer: Placer, node: Node) -> Placed:
     given = once(placer, node, placer.unified(node))
-    fn, partial = node.attrs["fn"], ()
+    fn = node.attrs["fn"]
+    partial: tuple[str, ...] = ()
     sums = [v.partial for v in given.values]
     if any(sums):
         alike = len(set(sums)) == 1
@@ -173,7 +174,9 @@ def gather(placer: Placer, node: Node) -> Placed:
         type = result(node.type, given.dims)
         made = placer.emit(node, given.names, type, op="gather_part", attrs=attrs)
         return replace(made, partial=dim.axes)
-    return placer.emit(node, given.names, result(node.type, given.dims), attrs=attributes(node, given.dims))
+    return placer.emit(
+        node, given.names, result(node.type, given.dims), attrs=attributes(node, given.dims)
+    )
 
 
 def flatten(placer: Placer, node: Node) -> Placed:

@@ -20,6 +20,7 @@ from compiler import spec_collectives as spec_collectives  # registers the ops
 from compiler.collectives import divided
 from compiler.ir import Child, Dim, Graph, Module, Program, Type
 from compiler.passes.placing import Placed, Placer
+from dsl.deploy_check import SHARED_STATE
 from dsl.deploy_placed import PlacedBlock, PlacedUse
 
 Key = tuple[str, PlacedBlock]
@@ -33,6 +34,8 @@ def run(program: Program) -> Program:
     """
     deployment = program.deployment
     if deployment is None or program.placed is None:
+        return program
+    if not any(rule.axes and rule.target.kind not in SHARED_STATE for rule in deployment.shard):
         return program
     return Sharder(program, program.placed, deployment.mesh.sizes, deployment.batch_axes).run()
 

@@ -15,7 +15,7 @@ from backends.pytorch.world import check_world, is_worker
 from compiler.errors import UserError
 from compiler.manifest import read
 from dslc.cli import INTERRUPTED
-from dslc.commands.options import add_json, not_yet, positive
+from dslc.commands.options import add_json, positive
 from dslc.prompts import conversation, encoded, need_tokenizer, open_tokenizer
 from dslc.terminal import note, progress
 

@@ -1,9 +1,9 @@
 """The ranks of a deployment in a grid, and what they do together.
 
-An emitted model names its mesh once, ``MESH = Mesh({"dp": 2, "ep": 4})``; loading it connects the mesh to
-the processes of ``torch.distributed``. Ranks are numbered row-major: neighbours along the last axis
-have neighbouring numbers. Every method is called by all ranks along its axes, with tensors of one
-shape; ``traffic`` counts what a rank has sent to others.
+An emitted model names its mesh once, ``MESH = Mesh({"dp": 2, "ep": 4})``; loading it connects
+the mesh to the processes of ``torch.distributed``. Ranks are numbered row-major: neighbours along
+the last axis have neighbouring numbers. Every method is called by all ranks along its axes, with
+tensors of one shape; ``traffic`` counts what a rank has sent to others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from backends.pytorch.runtime.routing import Placement, Routing, Watch, routed
 from compiler.errors import UserError
-
 
 
 class ConnectionLost(UserError):

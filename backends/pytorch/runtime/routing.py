@@ -53,7 +53,7 @@ class Placement:
         return Placement(torch.tensor(list(numbers)), torch.tensor(rows), copies)
 
     def spread(self, pick: Tensor, start: int) -> Tensor:
-        """A place for each pick: the copies of a block take turns, beginning with copy ``start``."""
+        """A place for each pick: the copies of a block take turns, from copy ``start`` on."""
         flat = pick.flatten()
         order = flat.argsort(stable=True)
         ordered = flat[order]
