@@ -7,7 +7,7 @@ the ``shard`` pass knows of the source: the graph's modules and their children s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dsl import typed
@@ -28,12 +28,15 @@ class PlacedUse:
     Attributes:
         axes: over which an array that is indexed by data is dealt out.
         redundant: how many further copies of its blocks there are.
+        blocks: how many it has, in ``groups`` contiguous groups: of ``e = (g, m)``, as many as g.
     """
 
     name: str
     axes: Axes
     redundant: int
     block: PlacedBlock
+    blocks: int = 1
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,20 @@ def placed(source: CheckedProgram, deployment: Deployment) -> PlacedBlock:
     return _Follower(follow).block(root, {})
 
 
+def dealt(block: PlacedBlock) -> Iterator[PlacedUse]:
+    """Every array of blocks that a deployment deals out over ranks, each once."""
+    found: dict[PlacedUse, None] = {}
+
+    def walk(block: PlacedBlock) -> None:
+        for use in block.uses:
+            if use.axes:
+                found[use] = None
+            walk(use.block)
+
+    walk(block)
+    yield from found
+
+
 class _Follower:
     def __init__(self, sizes: Sizes):
         self.sizes = sizes
@@ -92,15 +109,18 @@ class _Follower:
             for formal, axis in zip(use.target[0].indices, use.bind, strict=True)
         }
         axes: Axes = ()
-        redundant = 0
+        redundant, blocks, groups = 0, 1, 1
         if use.array is not None:
+            blocks = instance.extent(use.array.extent).at(sizes)
+            if use.array.alias is not None:
+                groups = instance.extent(atoms(use.array.alias)[0].extent).at(sizes)
             rule = self.sizes.by_place.get((instance.block.name, use.name))
             if rule is not None:
                 axes, redundant = rule.axes, rule.redundant
             else:
                 axes = _axes(at, use.array)
         block = self.block(self.sizes.instances.used(instance, use), bound)
-        return PlacedUse(use.name, axes, redundant, block)
+        return PlacedUse(use.name, axes, redundant, block, blocks, groups)
 
 
 def _axes(at: _Place, index: typed.Index) -> Axes:

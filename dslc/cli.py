@@ -28,6 +28,7 @@ COMMANDS = {
     "run": "generate with a compiled model",
     "bench": "time a compiled model beside what its user would otherwise run",
     "compare": "find where two implementations of a model first differ, by source line",
+    "balance": "place the blocks of arrays, and copies of busy ones, on ranks",
     "init": "write a random checkpoint of a model",
     "models": "the models that ship with dslc",
 }

@@ -74,7 +74,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--dtype", metavar="NAME", help="float32 or bfloat16 (as the checkpoint says, or float32)"
     )
     parser.add_argument("--nproc", metavar="N", type=positive, default=1, help="local processes")
-    parser.add_argument("--record-loads", metavar="FILE", type=Path, help="of the experts")
+    parser.add_argument(
+        "--record-loads",
+        metavar="FILE",
+        type=Path,
+        help="how often each block of an array was picked, as JSON for dslc balance",
+    )
+    parser.add_argument(
+        "--placement",
+        metavar="FILE",
+        type=Path,
+        help="which rank holds which blocks and copies, from dslc balance -o",
+    )
     add_json(parser)
 
 
@@ -101,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
     from backends.pytorch.inputs import check_prompts
     from backends.pytorch.load import load
     from backends.pytorch.sampling import check
+    from dslc.loads import counted, read_placement
     from dslc.transcript import Transcript, Watch
 
     # Before weights are loaded, which may take minutes.
@@ -115,13 +127,15 @@ def run(options: argparse.Namespace) -> int:
             options.init_seed,
             progress=bar,
             note=note if first else lambda _: None,
+            placements=read_placement(options.placement) if options.placement else None,
         )
     live = first and sys.stdout.isatty() and not options.json and len(prompts) == 1
     watch = Watch()
     transcript = Transcript(prompts, tokenizer, options.stop, options.chat, live)
     interrupted = False
     try:
-        tokens = _generate(model, tokenizer, options, watch, transcript)
+        with counted(model, options.record_loads):
+            tokens = _generate(model, tokenizer, options, watch, transcript)
     except KeyboardInterrupt:  # what there is by then is printed
         interrupted = True
         tokens = transcript.tokens()

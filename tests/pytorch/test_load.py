@@ -58,6 +58,7 @@ def test_what_a_directory_holds():
         "layout": "row-major",
         "format": "act",
         "shard": None,
+        "dealt": None,
         "role": "param",
         "initial": "matrix",
         "entries": ["main", "mtp"],

@@ -85,7 +85,7 @@ def rank(folder: Path, name: str, number: int, checkpoint: Path) -> None:
 
     out = {}
     model = dslc.load(folder / name, checkpoint=checkpoint / "even")
-    with recorded(model) as log:
+    with recorded() as log:
         out["even"] = work(model)
     out["log"], out["traffic"] = log, model.mesh.traffic
     out["bytes read"] = model.bytes_read

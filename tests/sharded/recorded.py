@@ -1,14 +1,13 @@
-"""The picks of every routing of a model, as its mesh tells them."""
+"""The picks of every routing of a rank."""
 
 from contextlib import contextmanager
 
+from backends.pytorch.runtime.experts import watching
+
 
 @contextmanager
-def recorded(model):
+def recorded():
     """Within, a list of (path of the array, int64 [tokens, picks]) of each routing."""
     log = []
-    model.mesh.watch = lambda path, pick: log.append((path, pick.clone()))
-    try:
+    with watching(lambda path, pick: log.append((path, pick.flatten(0, -2).clone()))):
         yield log
-    finally:
-        model.mesh.watch = None

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from backends.pytorch.runtime.routing import Placement, Routing, Watch, routed
+from backends.pytorch.runtime.routing import Placement, Routing, routed
 from compiler.errors import UserError
 
 
@@ -140,7 +140,6 @@ class Mesh:
         self.rank = 0
         self.at = dict.fromkeys(sizes, 0)
         self.placements: dict[str, Placement] = {}
-        self.watch: Watch | None = None
         self._groups: dict[tuple[str, ...], Group] = {}
         self._connected = False
 

@@ -7,20 +7,17 @@ weighted and summed there (in f32), and one row comes back. Memory is for what a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from backends.pytorch.runtime.experts import _rows
+from backends.pytorch.runtime.experts import _method, _rows, picked
 
 if TYPE_CHECKING:
     from backends.pytorch.runtime.mesh import Group, Mesh
-
-# Told of every routing: the path of the array, int64 [tokens, picks] as numbers of blocks.
-Watch = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -143,6 +140,28 @@ class Routing:
             rows = hop.there(rows)
         return rows.index_select(0, self._token)
 
+    def apply(
+        self,
+        blocks: nn.ModuleList,
+        *args: Tensor,
+        start: int = 0,
+        method: str = "forward",
+        whole: Sequence[int] = (),
+    ) -> Tensor:
+        """What this rank's blocks give for the rows that are theirs, ``[len(block), ...]``.
+
+        Args:
+            args: as dispatched; those at ``whole`` are given to every block as they are.
+            start: the number of the first block, for ``Numbered`` ones.
+            method: which of the block's methods.
+        """
+        counts = torch.bincount(self.block, minlength=len(blocks)).tolist()
+        parts = [[a] * len(counts) if i in whole else a.split(counts) for i, a in enumerate(args)]
+        # With no rows at all, any block knows the shape of its result.
+        busy = [n for n, count in enumerate(counts) if count] or [0]
+        made = [_method(blocks[start + n], method)(*(part[n] for part in parts)) for n in busy]
+        return made[0] if len(made) == 1 else torch.cat(made)
+
     def combine(self, out: Tensor) -> Tensor:
         """The weighted sums of the blocks' results, at home.
 
@@ -176,8 +195,7 @@ def routed(
 ) -> Routing:
     """See ``Mesh.route``."""
     path = str(blocks.path)
-    if mesh.watch is not None:
-        mesh.watch(path, pick.flatten(0, -2))
+    picked(blocks, pick)
     count = len(blocks)  # type: ignore[arg-type]
     placement = mesh.placements.get(path)
     places = pick if placement is None else placement.spread(pick, mesh.index(*sent))
