@@ -1,7 +1,8 @@
 """Which blocks of an array get copies, and which rank holds which: from measured loads.
 
 What a rank computes is the sum of the loads of its blocks, each divided by its copies; all ranks
-wait for the busiest. The problem is NP-hard; this is the published greedy scheme (EPLB, 2025) and then exchanges that make the busiest rank less so, while there are any.
+wait for the busiest. The problem is NP-hard; this is the published greedy scheme (EPLB, 2025) and
+then exchanges that make the busiest rank less so, while there are any.
 
 *Hierarchical*, where the groups of blocks divide over nodes: groups are packed on nodes, so that a
 token's groups stay on few nodes; blocks are copied within their node, and copies packed on its

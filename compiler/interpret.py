@@ -17,18 +17,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from compiler import semantics, spec
+from compiler import spec
 from compiler.ir import Dim, DType, Entry, Graph, Node, Parameter, Program, Type
+from compiler.meanings import meaning
 from compiler.rules import RuleError, Scope
 from compiler.semantics import MeaningError, Named
 from compiler.signatures import block_rows
 from dsl.diagnostics import Span
 from dsl.extents import ExtentError
+
+if TYPE_CHECKING:
+    from compiler.ranked import Member
 
 Branches = Literal["guard", "then", "otherwise"]
 
@@ -102,6 +106,7 @@ class Interpreter:
         self.compute = torch.float64 if act == torch.float64 else torch.float32
         self.sizes = {**program.sizes, **(sizes or {})}
         self.spans: dict[str, Span | None] = {}  # of each value traced so far
+        self.member: Member | None = None  # its rank, in a program of ranks
 
     def run(
         self,
@@ -113,6 +118,25 @@ class Interpreter:
         trace: dict[str, Tensor] | None = None,
         branches: Branches = "guard",
     ) -> Tensor:
+        """Run one step of an entry; see ``value``, whose result this is as a tensor.
+
+        Returns:
+            The entry's result, dims in the order of its type, in ``act`` if that is its dtype.
+        """
+        result = self.value(entry, inputs, state=state, rows=rows, trace=trace, branches=branches)
+        act = self.program.bodies[self.program.entries[entry].body].result.type.dtype == "act"
+        return result.tensor.to(self.act) if act else result.tensor
+
+    def value(
+        self,
+        entry: str,
+        inputs: Mapping[str, Tensor],
+        *,
+        state: CacheState | None = None,
+        rows: Sequence[int] | Tensor | None = None,
+        trace: dict[str, Tensor] | None = None,
+        branches: Branches = "guard",
+    ) -> Named:
         """Run one step of an entry.
 
         Args:
@@ -126,7 +150,7 @@ class Interpreter:
             branches: which side of each branch runs, instead of what its guard says.
 
         Returns:
-            The entry's result, dims in the order of its type, in ``act`` if that is its dtype.
+            The entry's result, which may be a bundle; a tensor's dims are in the order of its type.
 
         Raises:
             RunError: something is missing, or does not fit.
@@ -149,7 +173,7 @@ class Interpreter:
         result = replace(root, arguments=arguments).evaluate()
         state.length += time
         state.latest.update(step.after)
-        return result.tensor.to(self.act) if body.result.type.dtype == "act" else result.tensor
+        return result
 
 
 @dataclass(frozen=True)
@@ -256,9 +280,8 @@ class Frame:
         arguments = {}
         for node, value in zip(graph.inputs, args, strict=True):
             order = tuple(outside.get(d, d) for d in node.type.names)
-            arguments[node.attrs["name"]] = Named(value.to(order), node.type.names)
-        result = replace(inside, arguments=arguments).evaluate()
-        return Named(result.tensor, tuple(outside.get(d, d) for d in result.dims))
+            arguments[node.attrs["name"]] = value.under(order, node.type.names)
+        return replace(inside, arguments=arguments).evaluate().called(outside)
 
     def run_block(
         self,
@@ -301,9 +324,14 @@ class Frame:
         return values[self.graph.output]
 
     def _value(self, node: Node, args: list[Named]) -> Named:
-        result: Named = getattr(semantics, spec.op(node).semantics)(node, args, self)
+        result: Named = meaning(spec.op(node).semantics)(node, args, self)
+        if node.type.dtype == "bundle":
+            return result
         tensor = result.to(node.type.names)
-        shape = [self.size(d) for d in node.type.dims]
+        shape = [
+            self.size(d) if d.size.names <= self.sizes.keys() else n  # rows that were sent here
+            for d, n in zip(node.type.dims, tensor.shape, strict=True)
+        ]
         if list(tensor.shape) != shape:
             raise MeaningError(f"the result is {list(tensor.shape)}, its type {node.type} {shape}")
         tensor = self.rounded(tensor.to(self.dtype(node.type.dtype)), node)

@@ -47,7 +47,8 @@ DYNAMIC = frozenset({"time", "history", "wanted", "rows"})
 KEPT = frozenset({"cache", "scan"})
 
 DimKind = Literal["plain", "time", "history", "rows"]
-DType = Literal["act", "f32", "i64", "bool"]  # act: the activation dtype the model runs in
+# act: the activation dtype the model runs in; bundle: several values as one (compiler/bundles.py)
+DType = Literal["act", "f32", "i64", "bool", "bundle"]
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,14 @@ class Type:
     """What a value is: element type and named dims, in the order of the source (lifted dims first).
 
     ``of`` is set for index values (dtype i64): the dim whose positions the elements are.
+    ``bundle`` is set for bundles: the ``pack`` that says what is in it, as ``body:node``; the dims
+    of a bundle are the loops that gave one each time.
     """
 
     dtype: DType
     dims: tuple[Dim, ...]
     of: Dim | None = None
+    bundle: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -117,7 +121,7 @@ class Type:
         raise KeyError(name)
 
     def __str__(self) -> str:
-        of = f" of {self.of.name}" if self.of else ""
+        of = f" of {self.of.name if self.of else self.bundle}" if self.of or self.bundle else ""
         return f"{self.dtype}[{', '.join(self.names)}]{of}"
 
 

@@ -216,6 +216,9 @@ class _Line:
             if found:
                 self.need(",")
             found.append(self.dim(dims))
+        if dtype == "bundle":
+            self.need("of")
+            return Type("bundle", tuple(found), bundle=self.word())
         of = self.dim(dims) if self.take("of") else None
         return Type(cast(DType, dtype), tuple(found), of)
 

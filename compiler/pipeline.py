@@ -21,6 +21,9 @@ from dsl.program import CheckedProgram, open_program
 # In order. Names are those of interface.md; a pass is a module with ``run(program) -> program``.
 PASSES = ("sink", "order", "hoist", "recognise", "shard", "lifetimes")
 STAGES = ("elaborate", *PASSES)
+# Run only when asked for by name, each on what the pass it is given with left: training's graph is
+# none of inference's business.
+ON_REQUEST = {"differentiate": "recognise"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,18 @@ class Compiled:
         return self.stages[STAGES[-1]]
 
     def after(self, name: str) -> Program:
-        """The program as pass ``name`` left it.
+        """The program as pass ``name`` left it; a pass that is not in the pipeline runs now.
 
         Raises:
-            KeyError: no pass of this pipeline has that name.
+            KeyError: there is no pass of that name.
+            UserError: the pass does not support what the program does.
         """
+        if name in ON_REQUEST:
+            program: Program = import_module(f"compiler.passes.{name}").run(
+                self.stages[ON_REQUEST[name]]
+            )
+            verify(program, name)
+            return program
         return self.stages[name]
 
 

@@ -88,6 +88,7 @@ def agrees(stored: Type, ruled: Type) -> bool:
         stored.dtype == ruled.dtype
         and set(stored.dims) == set(ruled.dims)
         and stored.of == ruled.of
+        and stored.bundle == ruled.bundle
     )
 
 

@@ -55,6 +55,14 @@ class Named:
                 tensor = tensor.unsqueeze(axis)
         return tensor
 
+    def under(self, order: Sequence[str], names: Sequence[str]) -> Named:
+        """The axes in this order, under other names: what a body calls its argument's."""
+        return Named(self.to(order), tuple(names))
+
+    def called(self, names: Mapping[str, str]) -> Named:
+        """The same with other names for some axes."""
+        return Named(self.tensor, tuple(names.get(d, d) for d in self.dims))
+
     def last(self, name: str) -> Named:
         """The same with this axis last."""
         dims = (*(d for d in self.dims if d != name), name)

@@ -5,9 +5,9 @@ A row of the manifest tells it of one pattern of tensors, for all ranks at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from compiler.ir import Child, Dim, Program
 from compiler.tensors import Pattern, Place, child_place, patterns
@@ -25,6 +25,68 @@ class DimShard:
     @property
     def is_divided(self) -> bool:
         return bool(self.axes) or any(part.is_divided for part in self.parts)
+
+
+class Divided(Protocol):
+    """A dim as ``DimShard`` tells it, or a row of the manifest."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def axes(self) -> tuple[str, ...]: ...
+    @property
+    def form(self) -> str: ...
+    @property
+    def parts(self) -> Sequence[Divided]: ...
+
+
+Run = tuple[int, int]  # begin and end
+Runs = tuple[Run, ...]
+
+
+def runs(dim: Divided, place: Callable[[tuple[str, ...]], tuple[int, int]]) -> Runs:
+    """Which stretches of a stored dim a rank has.
+
+    Args:
+        place: the rank's place along some axes, and how many ranks there are along them.
+    """
+    if dim.axes:
+        at, ways = place(dim.axes)
+        size = dim.size // ways
+        return ((at * size, at * size + size),)
+    if not dim.parts:
+        return ((0, dim.size),)
+    if dim.form == "sum":
+        found, at = list[Run](), 0
+        for part in dim.parts:
+            found += [(at + begin, at + end) for begin, end in runs(part, place)]
+            at += part.size
+        return _joined(found)
+    inner: Runs = ((0, 1),)
+    size = 1
+    for part in reversed(dim.parts):
+        own = runs(part, place)
+        if inner == ((0, size),):
+            inner = tuple((begin * size, end * size) for begin, end in own)
+        else:
+            inner = tuple((n * size + b, n * size + e) for n in numbers(own) for b, e in inner)
+        size *= part.size
+    return _joined(inner)
+
+
+def _joined(runs: Sequence[Run]) -> Runs:
+    out: list[Run] = []
+    for begin, end in runs:
+        if out and out[-1][1] == begin:
+            out[-1] = (out[-1][0], end)
+        else:
+            out.append((begin, end))
+    return tuple(out)
+
+
+def numbers(runs: Runs) -> Iterator[int]:
+    for begin, end in runs:
+        yield from range(begin, end)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def result(body: Graph, found: Mapping[str, Dim], names: Mapping[str, str]) -> T
 
     type = body.result.type
     of = outside(type.of) if type.of else None
-    return Type(type.dtype, tuple(outside(d) for d in type.dims), of=of)
+    return Type(type.dtype, tuple(outside(d) for d in type.dims), of, type.bundle)
 
 
 def arguments(body: Graph, operands: list[Node], names: Mapping[str, str]) -> dict[str, Dim]:
@@ -48,6 +48,10 @@ def arguments(body: Graph, operands: list[Node], names: Mapping[str, str]) -> di
         need(
             wanted.type.dtype == given.type.dtype,
             f"{what} is {wanted.type.dtype}, not {given.type.dtype}",
+        )
+        need(
+            wanted.type.bundle == given.type.bundle,
+            f"{what} is a bundle of {wanted.type.bundle}, not of {given.type.bundle}",
         )
         expected = {names.get(d.name, d.name): d for d in wanted.type.dims}
         need(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 from compiler import rules, signatures
@@ -170,7 +171,6 @@ class Op:
 
     ``least`` and ``most`` count operands; ``most`` None is any number. ``meaning`` names a function
     of ``compiler/semantics.py``, the op's own name if it is empty. ``view`` ops move no data.
-    ``adjoint`` is kept free for the backward graph: the input's part and the weight's, as graphs.
     """
 
     name: str
@@ -183,11 +183,18 @@ class Op:
     flops: Cost = nothing
     runs: Callable[[Node, Graph], list[Run]] = _runs_nothing
     view: bool = False
-    adjoint: None = None
 
     @property
     def semantics(self) -> str:
         return self.meaning or self.name
+
+    @property
+    def adjoint(self) -> Callable[..., Any] | None:
+        """What emits the gradients of its operands; ``adjoints.NONE`` says why if nothing does."""
+        found: Callable[..., Any] | None = import_module("compiler.adjoints").ADJOINTS.get(
+            self.name
+        )
+        return found
 
     def bytes(self, node: Node, graph: Graph, widths: Mapping[DType, int] = WIDTHS) -> Extent:
         """Bytes read and written: each distinct operand once, and the result."""
@@ -438,3 +445,6 @@ def scopes(program: Program) -> Iterator[tuple[Scope, Graph]]:
             if node.op in TABLE:
                 ran = runs(node, graph)
                 todo += [(scope.inside(run.child, run.over), run.body) for run in ran]
+
+
+import_module("compiler.bundles")  # more rows, in a file of their own

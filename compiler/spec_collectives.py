@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from compiler import collectives
 from compiler.spec import NAME, NAMES, WHOLE, Op, one_of, register
 
@@ -22,7 +24,7 @@ for _row in (
        collectives.part, {"axes": NAMES, "dim": NAME}, view=True),
     Op("gather_part", "rows of a table whose rows are divided; 0 for those of other ranks", 2, 2,
        collectives.gather_part, {"axes": NAMES, "dim": NAME}),
-    Op("route", "where picks are sent along `sent`, and which of a rank's blocks each row that "
+    Op("routing", "where picks are sent along `sent`, and which of a rank's blocks each row that "
        "arrives is for; of ranks along other axes, each takes the picks of its own blocks", 2, 2,
        collectives.route,
        {"axes": NAMES, "sent": NAMES, "redundant": WHOLE, "child": NAME, "picks": NAME}),
@@ -30,9 +32,9 @@ for _row in (
     Op("combine", "results sent back, and their sum over `picks`, weighted with the gate", 4, 4,
        collectives.combine, {"picks": NAME}),
 ):
-    register(_row)
+    register(replace(_row, meaning=f"semantics_ranks.{_row.name}"))
 # fmt: on
 
 BETWEEN_RANKS = frozenset(
-    {"all_reduce", "reduce_scatter", "all_gather", "route", "dispatch", "combine"}
+    {"all_reduce", "reduce_scatter", "all_gather", "routing", "dispatch", "combine"}
 )

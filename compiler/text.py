@@ -148,6 +148,7 @@ class Keys:
 
     def type(self, type: Type) -> str:
         of = f" of {self.quoted(type.of)}" if type.of else ""
+        of = f" of {show(type.bundle)}" if type.bundle else of
         return f"{type.dtype}[{', '.join(self.quoted(d) for d in type.dims)}]{of}"
 
     def show(self, value: Any) -> str:

@@ -12,7 +12,7 @@ from compiler.deployed import refuse_what_is_not_acted_on
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
 from compiler.pairs import most_pairs
-from compiler.pipeline import STAGES, Compiled, compile_model
+from compiler.pipeline import ON_REQUEST, STAGES, Compiled, compile_model
 from compiler.report import Report, report
 from compiler.text import program_text
 from dsl.constants import Choices
@@ -54,8 +54,9 @@ class Program:
         """
         if stage is None:
             return self.compiled.program
-        if stage not in self.compiled.stages:
-            hint = near(stage, self.compiled.stages) or f"passes: {', '.join(STAGES)}"
+        known = (*STAGES, *ON_REQUEST)
+        if stage not in known:
+            hint = near(stage, known) or f"passes: {', '.join(known)}"
             raise UserError(f"there is no pass '{stage}'; {hint}")
         return self.compiled.after(stage)
 

@@ -112,7 +112,7 @@ OPS = {
     "all_gather": along,
     "part_of": along,
     "gather_part": gather_part,
-    "route": route,
+    "routing": route,
     "dispatch": dispatch,
     "combine": combine,
 }

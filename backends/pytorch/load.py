@@ -13,6 +13,7 @@ import torch
 
 from backends.pytorch import initialise, weights
 from backends.pytorch.ahead.decoder import Decoder, loaded, obstacle, read_plan
+from backends.pytorch.ahead.rows import FewRows
 from backends.pytorch.allocate import Memory
 from backends.pytorch.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.inputs import InputError
@@ -96,13 +97,13 @@ def load(
     needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
     pieces = loaded(plan, files) if plan else {}
 
-    code = _emitted(directory, files)
+    emitted = _emitted(directory, files)
     mesh = None
     if manifest.mesh:
         same = alike(directory, manifest, opened, seed=seed, dtype=str(run_dtype))
-        mesh = connect(code.MESH, manifest, same, place)
+        mesh = connect(emitted.MESH, manifest, same, place)
         patterns, needed, found = own_part(manifest, mesh, placements or {}, unavailable, found)
-    module = code.build("meta", run_dtype)  # no memory yet
+    module = emitted.build("meta", run_dtype)  # no memory yet
     memory = Memory(module, place, run_dtype, plan, pieces)
     bytes_read = 0
     require("loading the weights", sum(memory.needed(p) for p in needed), place)
@@ -119,13 +120,17 @@ def load(
             warnings.warn(sentence, stacklevel=3)  # of dslc.load
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
     decoder = Decoder(plan, pieces, memory.weight, module) if plan else None
-    text = files[CODE].decode()
+    products = None
+    if plan and plan.few_rows:
+        products = FewRows(pieces[plan.few_rows], pieces.get(plan.few_rows_of_blocks or ""))
+    code = files[CODE].decode()
     if mesh is not None:
-        model = ShardedModel(module, manifest, memory.names, unavailable, notes, source, text)
-        model.mesh, model.bytes_read = mesh, bytes_read
-        place_blocks(model, placements or {})
-        return model
-    return Model(module, manifest, memory.names, unavailable, notes, source, text, decoder)
+        shared = ShardedModel(module, manifest, memory.names, unavailable, notes, source, code)
+        shared.mesh, shared.bytes_read = mesh, bytes_read
+        place_blocks(shared, placements or {})
+        return shared
+    model = Model(module, manifest, memory.names, unavailable, notes, source, code)
+    return model.ahead(decoder, products)
 
 
 def _emitted(directory: Path, files: dict[str, bytes]) -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from backends.pytorch import generate as generation
 from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.ahead.decoder import Decoder
+from backends.pytorch.ahead.rows import FewRows
 from backends.pytorch.inputs import (
     InputError,
     NotAvailable,
@@ -57,7 +59,6 @@ class Model(nn.Module):
         notes: Sequence[str] = (),
         source: str | None = None,
         code: str = "",
-        decoder: Decoder | None = None,
     ):
         """
         Args:
@@ -65,7 +66,6 @@ class Model(nn.Module):
             unavailable: entries that cannot be run, and the tensors they lack.
             source: the text of the graph that names every value of the source, for ``trace``.
             code: the text of ``module``'s file.
-            decoder: takes the steps of one token of one sequence in the place of ``module``.
         """
         super().__init__()
         self.module = module
@@ -75,8 +75,19 @@ class Model(nn.Module):
         self._names = dict(names)
         self._unavailable = dict(unavailable)
         self._source = source
-        self._decoder = decoder
+        self._decoder: Decoder | None = None
+        self._products: FewRows | None = None
         self.register_state_dict_post_hook(_rename_to_checkpoint)
+
+    def ahead(self, decoder: Decoder | None, products: FewRows | None) -> Model:
+        """This model, with code that was compiled ahead of time.
+
+        Args:
+            decoder: takes the steps of one token of one sequence in the place of ``module``.
+            products: within it, ``module`` multiplies faster. Not where gradients are wanted.
+        """
+        self._decoder, self._products = decoder, products
+        return self
 
     # -- running ----------------------------------------------------------------------------------
 
@@ -177,7 +188,9 @@ class Model(nn.Module):
                     raise InputError(f"token {int(token)} is not one of 0 .. {below - 1}")
                 rows = self._decoder.step(token, step)
             else:
-                rows = getattr(self.module, entry)(step, *given)
+                fast = None if torch.is_grad_enabled() else self._products
+                with fast or nullcontext():
+                    rows = getattr(self.module, entry)(step, *given)
         except UserError:
             raise
         except Exception as error:

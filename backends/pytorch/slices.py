@@ -14,10 +14,8 @@ from math import prod
 from backends.pytorch.runtime import Mesh
 from compiler.errors import UserError
 from compiler.manifest import ArrayRow, DimRow, Manifest, ParameterRow
+from compiler.shards import Run, Runs, numbers, runs
 from compiler.tensors import Pattern, Tensor
-
-Run = tuple[int, int]  # begin and end
-Runs = tuple[Run, ...]
 
 
 class PlacementError(UserError):
@@ -42,7 +40,7 @@ class OwnTensor(Tensor):
         divided = [i for i, size in enumerate(self.stored_shape) if self.shape[i] != size]
         last = divided[-1] if divided else 0
         below = prod(self.stored_shape[last + 1 :])
-        rows = product(*(_numbers(r) for r in self.runs[:last]))
+        rows = product(*(numbers(r) for r in self.runs[:last]))
         for at in rows:
             row = 0
             for size, number in zip(self.stored_shape[: last + 1], (*at, 0), strict=True):
@@ -82,18 +80,18 @@ class OwnPattern(Pattern):
         )
         places = [self._places(i) for i in range(len(self.ranges))]
         for at in product(*places):
-            numbers, own = [], []
+            named, own = [], []
             for i, place in enumerate(at):
                 dealt = self.row.dealt[i] if self.row.dealt else None
                 if dealt is None:
-                    numbers.append(place)
+                    named.append(place)
                     own.append(self.ranges[i][place])
                 else:
                     block = self._block(i, own, place)
-                    numbers.append(block)
+                    named.append(block)
                     own.append(self.ranges[i].start + place - places[i].start)
             yield OwnTensor(
-                self.path.format(*own), names(numbers), self.shape, self.dtype, self, stored, runs
+                self.path.format(*own), names(named), self.shape, self.dtype, self, stored, runs
             )
 
     def _block(self, at: int, before: Sequence[int], place: int) -> int:
@@ -137,49 +135,7 @@ def own_places(mesh: Mesh, dealt: ArrayRow, blocks: int) -> range:
 
 def own_runs(mesh: Mesh, dim: DimRow) -> Runs:
     """Which stretches of a stored dim this rank has."""
-    if dim.axes:
-        size = dim.size // mesh.ways(*dim.axes)
-        first = mesh.index(*dim.axes) * size
-        return ((first, first + size),)
-    if not dim.parts:
-        return ((0, dim.size),)
-    found: list[Run] = []
-    if dim.form == "sum":
-        at = 0
-        for part in dim.parts:
-            found += [(at + begin, at + end) for begin, end in own_runs(mesh, part)]
-            at += part.size
-    else:
-        inner: Runs = ((0, 1),)
-        size = 1
-        for part in reversed(dim.parts):
-            runs = own_runs(mesh, part)
-            if inner == ((0, size),):
-                inner = tuple((begin * size, end * size) for begin, end in runs)
-            else:
-                inner = tuple(
-                    (n * size + begin, n * size + end)
-                    for n in _numbers(runs)
-                    for begin, end in inner
-                )
-            size *= part.size
-        found += inner
-    return _joined(found)
-
-
-def _joined(runs: Sequence[Run]) -> Runs:
-    out: list[Run] = []
-    for begin, end in runs:
-        if out and out[-1][1] == begin:
-            out[-1] = (out[-1][0], end)
-        else:
-            out.append((begin, end))
-    return tuple(out)
-
-
-def _numbers(runs: Runs) -> Iterator[int]:
-    for begin, end in runs:
-        yield from range(begin, end)
+    return runs(dim, lambda axes: (mesh.index(*axes), mesh.ways(*axes)))
 
 
 def _names(pattern: Pattern):  # type: ignore[no-untyped-def]

@@ -268,7 +268,7 @@ def _sent(
     at = {"axes": use.axes, "sent": sent, "redundant": use.redundant, "child": child}
     at["picks"] = node.attrs["picks"]
     type = Type("i64", (rows,), of=own)
-    routed = add("route", f"{node.name}.sent", [pick.name, gate.name], type, **at)
+    routed = add("routing", f"{node.name}.sent", [pick.name, gate.name], type, **at)
     graph = placer.sharder.program.bodies[node.attrs["block"]]
     picked, taken = set(pick.type.names), []
     for wanted, value in zip(graph.inputs, args, strict=True):
