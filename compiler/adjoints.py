@@ -360,7 +360,7 @@ ADJOINTS: Mapping[str, Adjoint] = {
 }
 
 # Ops whose gradients are a backward body's, made with that of the body they run; and composites.
-BODIES = frozenset({"call", "chain", "apply", "branch", "scan"})
+BODIES = frozenset({"call", "chain", "apply", "branch", "scan", "loop"})
 
 # Ops without an adjoint, and why.
 NONE: Mapping[str, str] = {
@@ -372,10 +372,12 @@ NONE: Mapping[str, str] = {
     "iota": "a whole number",
     "argtop": "a choice has no gradient; the values chosen have",
     "in_top": "a choice has no gradient; the values chosen have",
+    "quantize": "codes have none; training differentiates before `fp8`",
+    "dequantize": "codes have none; training differentiates before `fp8`",
+    "scaled_contract": "is not trained through yet",
     "cache": "training takes whole sequences: it is as_history, which has one",
-    "pack": "occurs in backward graphs only: there are no second derivatives",
-    "item": "occurs in backward graphs only: there are no second derivatives",
-    "loop": "occurs in backward graphs only: there are no second derivatives",
+    "pack": "its values' gradients are results",
+    "item": "hands its gradient to the loop that gives it",
     "route": "occurs in backward graphs only: there are no second derivatives",
     "as_time": "occurs in backward graphs only: there are no second derivatives",
     "spread_rows": "occurs in backward graphs only: there are no second derivatives",
@@ -396,4 +398,4 @@ def flows(node: Node, position: int) -> bool:
         return fn not in STEPS and not (fn == "where" and position == 0)
     if node.op in ("apply", "gather"):
         return position != (0 if node.op == "apply" else 1)
-    return node.op in ADJOINTS or node.op == "cache" or runs_body(node)
+    return node.op in ADJOINTS or node.op in ("cache", "pack", "item") or runs_body(node)

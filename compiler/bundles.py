@@ -27,6 +27,7 @@ from compiler.spec import (
     Attr,
     Op,
     Run,
+    composite,
     optional,
     per_operand_element,
     register,
@@ -241,3 +242,9 @@ for _row in [
 ]:
     register(_row)
 # fmt: on
+
+composite(
+    "cross_entropy",
+    "minus the logarithm of the softmax along a dim at a target: losses have it",
+    over=NAME,
+)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from compiler.errors import UserError
+from compiler.precision import CONTRACTIONS
 from dsl.deploy import Deployment
 from dsl.diagnostics import Span
 
@@ -22,9 +23,9 @@ def _stages(deployment: Deployment) -> Found | None:
 
 
 def _precision(deployment: Deployment) -> Found | None:
-    if not deployment.precision:
-        return None
-    return f"precision '{deployment.precision[0].label}'", deployment.precision[0].span
+    """Rules for contractions are `select-fp8`'s."""
+    rule = next((r for r in deployment.precision if r.selects not in CONTRACTIONS), None)
+    return None if rule is None else (f"precision '{rule.label}' for {rule.selects}", rule.span)
 
 
 def _overlap(deployment: Deployment) -> Found | None:

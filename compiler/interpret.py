@@ -27,6 +27,7 @@ from compiler.ir import Dim, DType, Entry, Graph, Node, Parameter, Program, Type
 from compiler.meanings import meaning
 from compiler.rules import RuleError, Scope
 from compiler.semantics import MeaningError, Named
+from compiler.semantics_coded import stored
 from compiler.signatures import block_rows
 from dsl.diagnostics import Span
 from dsl.extents import ExtentError
@@ -91,6 +92,8 @@ class Interpreter:
         act: the activation dtype. With float64 everything is computed in it, f32 values included;
             otherwise in float32, and where a plain name rounds, its value is rounded to ``act``.
         sizes: constants' values where they are other than the program's.
+        coded: weights that the program keeps as codes are what these stand for already, and are
+            not quantised here.
     """
 
     def __init__(
@@ -99,8 +102,10 @@ class Interpreter:
         weights: Mapping[str, Tensor],
         act: torch.dtype = torch.float32,
         sizes: Mapping[str, int] | None = None,
+        coded: bool = False,
     ):
         self.program = program
+        self.coded = coded
         self.weights = weights
         self.act = act
         self.compute = torch.float64 if act == torch.float64 else torch.float32
@@ -209,6 +214,7 @@ class Frame:
         return tensor
 
     def parameter(self, name: str, type: Type) -> Tensor:
+        """A weight; one that is stored as codes is what these stand for."""
         path = join(self.path, name)
         if path not in self.interpreter.weights:
             raise MeaningError(f"there is no weight '{path}'")
@@ -216,6 +222,9 @@ class Frame:
         shape = [self.size(d) for d in type.dims]
         if list(tensor.shape) != shape:
             raise MeaningError(f"weight '{path}' is {list(tensor.shape)}, not {type} = {shape}")
+        coding = self.scope.parameter(name).coding
+        if coding is not None and not self.interpreter.coded:
+            tensor = stored(tensor.to(self.interpreter.compute), coding)
         if type.dtype == "act":
             tensor = tensor.to(self.interpreter.act)
         return tensor.to(self.dtype(type.dtype))

@@ -33,6 +33,7 @@ from dsl.diagnostics import Span
 from dsl.extents import Extent
 
 if TYPE_CHECKING:
+    from compiler.coding import Coding
     from dsl.deploy import Deployment
     from dsl.deploy_placed import PlacedBlock
 
@@ -47,8 +48,9 @@ DYNAMIC = frozenset({"time", "history", "wanted", "rows"})
 KEPT = frozenset({"cache", "scan"})
 
 DimKind = Literal["plain", "time", "history", "rows"]
-# act: the activation dtype the model runs in; bundle: several values as one (compiler/bundles.py)
-DType = Literal["act", "f32", "i64", "bool", "bundle"]
+# act: the activation dtype the model runs in; bundle: several values as one (compiler/bundles.py);
+# coded: codes and scales (compiler/coding.py)
+DType = Literal["act", "f32", "i64", "bool", "bundle", "coded"]
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,14 @@ class Type:
 
     ``of`` is set for index values (dtype i64): the dim whose positions the elements are.
     ``bundle`` is set for bundles: the ``pack`` that says what is in it, as ``body:node``; the dims
-    of a bundle are the loops that gave one each time.
+    of a bundle are the loops that gave one each time. ``coding`` is set for coded values.
     """
 
     dtype: DType
     dims: tuple[Dim, ...]
     of: Dim | None = None
     bundle: str = ""
+    coding: Coding | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -122,7 +125,8 @@ class Type:
 
     def __str__(self) -> str:
         of = f" of {self.of.name if self.of else self.bundle}" if self.of or self.bundle else ""
-        return f"{self.dtype}[{', '.join(self.names)}]{of}"
+        coding = f" {{{self.coding}}}" if self.coding else ""
+        return f"{self.dtype}[{', '.join(self.names)}]{of}{coding}"
 
 
 @dataclass(frozen=True)
@@ -220,12 +224,17 @@ class Graph:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A stored tensor of a module, exactly as the checkpoint holds it."""
+    """A stored tensor of a module, exactly as the checkpoint holds it.
+
+    With ``coding`` it is kept as codes and scales: who reads it as ``type`` gets what these stand
+    for. Rows are the first axis, columns all others.
+    """
 
     name: str
     type: Type
     role: Literal["param", "state"] = "param"
     span: Span | None = None
+    coding: Coding | None = None
 
 
 @dataclass(frozen=True)

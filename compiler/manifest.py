@@ -29,6 +29,7 @@ from pydantic import (
 from compiler import shards, tensors
 from compiler.errors import UserError
 from compiler.ir import DType, Program
+from compiler.manifest_coding import StoredRow
 from dsl.templates import numbered
 
 # Raised when a directory written by this version cannot be read by an older one, or the reverse.
@@ -104,6 +105,7 @@ class ParameterRow(_Row):
     shape: tuple[NonNegativeInt, ...]
     layout: Literal["row-major"] = "row-major"
     format: DType  # act: the dtype the model is run in
+    stored: StoredRow | None = None  # None: as ``format`` says; else it is kept as codes
     shard: tuple[DimRow, ...] | None = None  # of each dim; None: whole on every rank
     dealt: tuple[ArrayRow | None, ...] | None = None  # of each range; None: all on every rank
     role: Literal["param", "state"]
@@ -127,6 +129,7 @@ class ParameterRow(_Row):
             dims=pattern.dims,
             shape=pattern.shape,
             format=pattern.dtype,
+            stored=StoredRow.of(pattern.coding) if pattern.coding else None,
             role=pattern.role,
             initial=pattern.initial,
             entries=pattern.entries,
@@ -143,6 +146,7 @@ class ParameterRow(_Row):
             role=self.role,
             initial=self.initial,
             entries=self.entries,
+            coding=self.stored.coding() if self.stored else None,
         )
 
 

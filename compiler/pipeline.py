@@ -19,7 +19,7 @@ from dsl.deploy_placed import placed
 from dsl.program import CheckedProgram, open_program
 
 # In order. Names are those of interface.md; a pass is a module with ``run(program) -> program``.
-PASSES = ("sink", "order", "hoist", "recognise", "shard", "lifetimes")
+PASSES = ("select-fp8", "sink", "order", "hoist", "recognise", "shard", "fp8", "lifetimes")
 STAGES = ("elaborate", *PASSES)
 # Run only when asked for by name, each on what the pass it is given with left: training's graph is
 # none of inference's business.

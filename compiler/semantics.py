@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from compiler.ir import Dim, Node
+from compiler.semantics_coded import dequantize, quantize, scaled_contract  # noqa: F401
 from compiler.signatures import block_rows
 from compiler.spec import holds
 

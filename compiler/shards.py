@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 from typing import Literal, Protocol
 
 from compiler.ir import Child, Dim, Program
-from compiler.tensors import Pattern, Place, child_place, patterns
+from compiler.tensors import Pattern, Place, Tensor, child_place, patterns
 
 
 @dataclass(frozen=True)
@@ -150,3 +152,30 @@ def _array(whole: Child, local: Child, sizes: dict[str, int]) -> ArrayShard | No
         ways *= sizes[f"ranks.{axis}"]
     redundant = local.array.size.at(sizes) * ways - whole.array.size.at(sizes)
     return ArrayShard(local.array.axes, redundant)
+
+
+@dataclass(frozen=True)
+class OwnTensor(Tensor):
+    """A rank's part of a stored tensor: ``shape`` is the part's, ``runs`` say, for each dim, which
+    stretches of the stored one it is."""
+
+    stored_shape: tuple[int, ...] = ()
+    runs: tuple[Runs, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        return self.shape == self.stored_shape
+
+    def stretches(self) -> Iterator[Run]:
+        """Begin and end, in elements of the stored tensor, of what lies behind one another there;
+        in the order of the part's elements."""
+        divided = [i for i, size in enumerate(self.stored_shape) if self.shape[i] != size]
+        last = divided[-1] if divided else 0
+        below = prod(self.stored_shape[last + 1 :])
+        rows = product(*(numbers(r) for r in self.runs[:last]))
+        for at in rows:
+            row = 0
+            for size, number in zip(self.stored_shape[: last + 1], (*at, 0), strict=True):
+                row = row * size + number
+            for begin, end in self.runs[last]:
+                yield (row + begin) * below, (row + end) * below

@@ -84,7 +84,7 @@ WHEN = Attr("a test such as ('time', '<=', 160)", _when)
 # says which bodies, and how often.
 Cost = Callable[[Node, Graph], Extent]
 
-WIDTHS: Mapping[DType, int] = {"bool": 1, "i64": 8, "act": 2, "f32": 4}
+WIDTHS: Mapping[DType, int] = {"bool": 1, "i64": 8, "act": 2, "f32": 4, "coded": 0}  # by format
 
 
 def nothing(node: Node, graph: Graph) -> Extent:
@@ -191,16 +191,15 @@ class Op:
     @property
     def adjoint(self) -> Callable[..., Any] | None:
         """What emits the gradients of its operands; ``adjoints.NONE`` says why if nothing does."""
-        found: Callable[..., Any] | None = import_module("compiler.adjoints").ADJOINTS.get(
-            self.name
-        )
-        return found
+        table: Mapping[str, Callable[..., Any]] = import_module("compiler.adjoints").ADJOINTS
+        return table.get(self.name)
 
     def bytes(self, node: Node, graph: Graph, widths: Mapping[DType, int] = WIDTHS) -> Extent:
         """Bytes read and written: each distinct operand once, and the result."""
 
         def size(node: Node) -> Extent:
-            return product(node.type.dims) * widths[node.type.dtype]
+            count, coding = product(node.type.dims), node.type.coding
+            return coding.total(count) if coding else count * widths[node.type.dtype]
 
         if self.view or not node.inputs or self.runs is not _runs_nothing:
             return Extent.of(0)
@@ -447,4 +446,5 @@ def scopes(program: Program) -> Iterator[tuple[Scope, Graph]]:
                 todo += [(scope.inside(run.child, run.over), run.body) for run in ran]
 
 
-import_module("compiler.bundles")  # more rows, in a file of their own
+for _more in ("bundles", "spec_coded"):  # more rows, in files of their own
+    import_module(f"compiler.{_more}")

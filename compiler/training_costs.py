@@ -106,7 +106,7 @@ def costs(program: Program, sequence: int, entry: str = "main") -> Cost:
 
 class _Counting:
     def __init__(self, derived: Derived):
-        self.derived, self.program = derived, derived.program
+        self.derived, self.program = derived, derived.source
         self.blocks = {
             graph.name: self.program.modules[scope.module].block
             for scope, graph in spec.scopes(self.program)

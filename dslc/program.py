@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dslc
 from compiler import directory, manifest, tensors
+from compiler.casts import Cast, casts, comments
 from compiler.deployed import refuse_what_is_not_acted_on
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
@@ -21,9 +24,16 @@ from dsl.deploy_check import choose
 from dsl.diagnostics import near
 from dsl.requirements import limit_of
 from dslc.config import read_config
+from dslc.gpu import CPU, resolve
 
-BACKENDS = ("pytorch",)
-TARGETS = ("cpu",)
+if TYPE_CHECKING:
+    from backends.triton.ahead import Binary
+    from backends.triton.generate import Generated
+
+BACKENDS = ("pytorch", "mlir")
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTISING = ("select-fp8", "fp8")
+SOURCE = "select-fp8"  # the stage that is nearest to the source and says how it is run
 
 Constant = int | float | bool | str | None
 
@@ -36,6 +46,7 @@ class Program:
     backend: str = "pytorch"
     target: str = "cpu"
     checkpoint: Path | None = None  # that the dims came from
+    dtype: str = "bfloat16"  # of activations, where a GPU's kernels are compiled for one
 
     @property
     def name(self) -> str:
@@ -61,8 +72,18 @@ class Program:
         return self.compiled.after(stage)
 
     def graph(self, after: str | None = None) -> str:
-        """The text of the program after a pass; it can be parsed back."""
-        return program_text(self.after(after))
+        """The text of the program after a pass; it can be parsed back.
+
+        Where that pass quantises, comments behind it tell what was cast, what was left, and why.
+        """
+        text = program_text(self.after(after))
+        return (
+            text + "\n" + comments(self.casts()) if after in QUANTISING and self.casts() else text
+        )
+
+    def casts(self) -> list[Cast]:
+        """What the deployment's precision rules made of each contraction; none without such."""
+        return casts(self.compiled.after(STAGES[0]))
 
     def code(self) -> str:
         """The text of ``model.py``.
@@ -73,7 +94,27 @@ class Program:
         from backends.pytorch.emit import emit
 
         refuse_what_is_not_acted_on(self.compiled.program.deployment)
-        return emit(self.compiled.program)
+        return self.generated.model if self.generated else emit(self.compiled.program)
+
+    @cached_property
+    def generated(self) -> Generated | None:
+        """The code for a GPU, its kernels included; None where the target is the CPU."""
+        target = resolve(self.target)
+        if target is None:
+            return None
+        from backends.triton.generate import generate
+
+        return generate(self.compiled.program, target, self.dtype)
+
+    def binaries(self, progress: Callable[[str], None] = lambda _: None) -> list[Binary]:
+        """The GPU's kernels, compiled; what was compiled before is taken from the cache.
+
+        Raises:
+            UserError: Triton is missing, or cannot compile one; the message names it.
+        """
+        from backends.triton.generate import binaries
+
+        return binaries(self.generated, progress) if self.generated else []
 
     def report(self, sequence: int = 4096) -> Report:
         """Parameters, cache and FLOPs; ``sequence`` is the length that FLOPs are counted at."""
@@ -114,7 +155,7 @@ class Program:
 
         Args:
             optimize: a dtype, for which the step of one token is compiled to machine code of this
-                CPU: float32 or bfloat16.
+                CPU: float32 or bfloat16. With the backend mlir, the dtype of the whole module.
             progress: called with what is being compiled.
 
         Raises:
@@ -124,11 +165,22 @@ class Program:
         """
         files = {
             "graph.txt": self.graph().encode(),
-            "source.txt": self.graph(STAGES[0]).encode(),
-            "model.py": self.code().encode(),
+            "source.txt": self.graph(SOURCE).encode(),
         }
-        if optimize is not None:
+        if self.backend == "mlir":
+            from backends.mlir.artifact import build
+
+            self._for_mlir()
+            elaborated = self.compiled.after(STAGES[0])
+            files |= build(self.compiled.program, elaborated, optimize or "float32", progress)
+        else:
+            files["model.py"] = self.code().encode()
+        if optimize is not None and self.backend == "pytorch":
             files |= self._ahead(optimize, progress)
+        if self.generated is not None:
+            from backends.triton.generate import files as of_gpu
+
+            files |= of_gpu(self.generated, self.binaries(progress))
         source = self.compiled.source
         config = {
             name: declared.keys
@@ -136,7 +188,7 @@ class Program:
             if declared.keys
         }
         about = manifest.build(
-            self.compiled.after(STAGES[0]),
+            self.compiled.after(SOURCE),
             version=dslc.__version__,
             sources={unit.source.name: unit.source.text for unit in source.library.units},
             passes=STAGES,
@@ -150,6 +202,28 @@ class Program:
             target=self.target,
         )
         directory.write(Path(path), about, files)
+
+    def mlir(self, dialect: str = "linalg", dtype: str = "float32") -> str:
+        """The text of the MLIR module, verified.
+
+        Args:
+            dialect: linalg is what is compiled; torch, stablehlo or tosa what torch-mlir makes.
+            dtype: float32 or bfloat16.
+
+        Raises:
+            UserError: an extra is not installed, or the program has something without a lowering.
+        """
+        from backends.mlir.emit import emit
+
+        self._for_mlir()
+        return emit(self.compiled.program, self.compiled.after(STAGES[0]), dialect, dtype)
+
+    def _for_mlir(self) -> None:
+        if self.deployed is not None:
+            raise UserError(
+                f"the MLIR backend compiles for no deployment yet ('{self.deployed.name}'); "
+                "without one, FP8 checkpoints run, dequantised when they are loaded"
+            )
 
     def _ahead(self, dtype: str, progress: Callable[[str], None]) -> dict[str, bytes]:
         """The files of a compiled decode step."""
@@ -175,18 +249,20 @@ def compile_file(
     verify: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
+    dtype: str | None = None,
 ) -> Program:
     """See ``dslc.compile``.
 
     Args:
+        dtype: of activations, that a GPU's kernels are compiled for; as config.json says, or
+            bfloat16.
         verify: run the program before and after each pass, and compare.
         progress: called with each pass's name before it runs.
         note: called with each sentence that the user should know.
     """
     if backend not in BACKENDS:
         raise UserError(f"backend '{backend}' is not built yet; there is {', '.join(BACKENDS)}")
-    if target not in TARGETS:
-        raise UserError(f"target '{target}' is not built yet; there is {', '.join(TARGETS)}")
+    gpu = resolve(target)
     config = read_config(checkpoint) if checkpoint is not None else None
     choices = Choices(set=dict(set or {}), config=config, preset=dims)
     compiled = compile_model(
@@ -196,4 +272,7 @@ def compile_file(
     if overruled:
         shown = ", ".join(overruled[:6]) + (" and more" if len(overruled) > 6 else "")
         note(f"config.json says otherwise than --dims {dims}, and is followed: {shown}")
-    return Program(compiled, backend, target, checkpoint)
+    if dtype is None:
+        stored = (config or {}).get("dtype", (config or {}).get("torch_dtype"))
+        dtype = stored if stored in DTYPES else "bfloat16"
+    return Program(compiled, backend, gpu.name if gpu else CPU, checkpoint, dtype)

@@ -14,14 +14,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from backends.pytorch.problems import listing, message, told
 from backends.pytorch.tensorfile import Reader, Stored, TensorFileError, read_header
 from compiler.errors import UserError
 from compiler.tensors import Pattern, Tensor
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16")
@@ -51,11 +54,17 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype | None:
         """The dtype that config.json says the model runs in, if it says one."""
+        import torch
+
+        found: torch.dtype | None = getattr(torch, self.dtype_name or "", None)
+        return found
+
+    @property
+    def dtype_name(self) -> str | None:
+        """The same as a word: float32, bfloat16 or float16."""
         named = self.config.get("dtype", self.config.get("torch_dtype"))
         named = named.removeprefix("torch.") if isinstance(named, str) else ""
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(
-            named
-        )
+        return named if named in ("float32", "bfloat16", "float16") else None
 
     @property
     def block(self) -> tuple[int, int] | None:
@@ -247,7 +256,7 @@ class _Matcher:
             self.used.add(scale_name(tensor.name))
         if problem is None and stored.dtype == FP8:
             scale = self.checkpoint.tensors.get(scale_name(tensor.name))
-            problem = self._wrong_scale(stored, scale)
+            problem = wrong_scale(self.checkpoint, self.reader, stored, scale)
         if problem:
             self.problems.append((tensor.name, problem))
         else:
@@ -262,23 +271,6 @@ class _Matcher:
             self.missing.append(tensor)
         for entry in entries:
             self.lacking.setdefault(entry, []).append(tensor.name)
-
-    def _wrong_scale(self, stored: Stored, scale: Stored | None) -> str | None:
-        name = scale_name(stored.name)
-        block = self.checkpoint.block
-        if block is None:
-            return "is FP8, but config.json has no quantization_config.weight_block_size [R, C]"
-        if len(stored.shape) != 2:
-            return f"is FP8 {list(stored.shape)}; only matrices have blocks"
-        if scale is None:
-            return f"is FP8, but its scales '{name}' are missing"
-        expected = tuple(ceil(n / b) for n, b in zip(stored.shape, block, strict=True))
-        if scale.dtype != "F32" or scale.shape != expected:
-            return f"'{name}': expected F32 {list(expected)}, found {scale}"
-        if scale.is_cut_off:
-            return f"'{name}': {_cut_off(scale)}"
-        wrong = int((~torch.isfinite(self.reader.read(scale))).sum())
-        return f"'{name}': {wrong} of its scales are NaN or infinite" if wrong else None
 
     def extra(self, ignored: Iterable[str]) -> list[str]:
         """What nothing uses, without what was announced."""
@@ -314,6 +306,29 @@ class _Matcher:
 def scale_name(name: str) -> str:
     """Where the scales of a block-scaled FP8 tensor stand."""
     return f"{name}_scale_inv"
+
+
+def wrong_scale(
+    checkpoint: Checkpoint, reader: Reader, stored: Stored, scale: Stored | None
+) -> str | None:
+    """What is wrong with the scales of an FP8 weight; None if nothing is."""
+    name = scale_name(stored.name)
+    block = checkpoint.block
+    if block is None:
+        return "is FP8, but config.json has no quantization_config.weight_block_size [R, C]"
+    if len(stored.shape) != 2:
+        return f"is FP8 {list(stored.shape)}; only matrices have blocks"
+    if scale is None:
+        return f"is FP8, but its scales '{name}' are missing"
+    expected = tuple(ceil(n / b) for n, b in zip(stored.shape, block, strict=True))
+    if scale.dtype != "F32" or scale.shape != expected:
+        return f"'{name}': expected F32 {list(expected)}, found {scale}"
+    if scale.is_cut_off:
+        return f"'{name}': {_cut_off(scale)}"
+    values = np.empty(scale.shape, dtype="<f4")
+    reader.read_bytes(scale, values.data.cast("B"))
+    wrong = int((~np.isfinite(values)).sum())
+    return f"'{name}': {wrong} of its scales are NaN or infinite" if wrong else None
 
 
 def _wrong(tensor: Tensor, stored: Stored) -> str | None:

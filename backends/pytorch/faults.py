@@ -3,7 +3,7 @@
 - A rank that *raises* says so, and ends; whoever launched it ends the others.
 - A rank that *dies* is seen by whoever launched it (``dslc run --nproc``, torchrun).
 - A rank that is *stopped* (SIGSTOP) is ended by a small process beside it, forked before anything
-  else begins, which says so.
+  else begins, which says so. It ends a rank whose *launcher is gone* too.
 - A rank that *cannot be reached* does not renew its sign of life in the job's store: each rank
   looks after the next one. It needs no answer from the rank that it waits for.
 
@@ -93,10 +93,11 @@ def failed(error: BaseException, text: str) -> None:
 
 
 def watch_over() -> None:
-    """Fork a process that ends this one if it is stopped. To be called before threads begin."""
+    """Fork a process that ends this one if it is stopped, or whoever launched it is gone. To be
+    called before threads begin."""
     if not Path("/proc/self/stat").exists():
         return
-    parent = os.getpid()
+    parent, launcher = os.getpid(), os.getppid()
     sys.stderr.flush()
     sys.stdout.flush()
     if os.fork():
@@ -104,12 +105,12 @@ def watch_over() -> None:
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _watch(parent)
+        _watch(parent, launcher)
     finally:
         os._exit(0)
 
 
-def _watch(parent: int) -> None:
+def _watch(parent: int, launcher: int) -> None:
     since: float | None = None
     last = time.monotonic()
     while os.getppid() == parent:
@@ -118,7 +119,13 @@ def _watch(parent: int) -> None:
         if now - last > 2 * BEAT:  # this process was stopped too: all is well with the other
             since = None
         last = now
-        if _state(parent) not in ("T", "t"):
+        state, above = _about(parent)
+        if above not in (launcher, 0):
+            name = f"rank {os.environ['RANK']} ({socket.gethostname()}, process {parent})"
+            tell(f"{name} is ended, as the process that launched it is gone")
+            os.kill(parent, signal.SIGKILL)
+            return
+        if state not in ("T", "t"):
             since = None
             continue
         since = now if since is None else since
@@ -129,12 +136,14 @@ def _watch(parent: int) -> None:
             return
 
 
-def _state(process: int) -> str:
+def _about(process: int) -> tuple[str, int]:
+    """A process' state (T is stopped) and its parent; 0 if there is none any more."""
     try:
         text = Path(f"/proc/{process}/stat").read_text()
     except OSError:
-        return ""
-    return text.rpartition(")")[2].split()[0]
+        return "", 0
+    state, parent = text.rpartition(")")[2].split()[:2]
+    return state, int(parent)
 
 
 # -- a rank that cannot be reached -----------------------------------------------------------------

@@ -28,8 +28,12 @@ from backends.pytorch.names import attribute_path
 from backends.pytorch.places import located
 from backends.pytorch.problems import listing, message, told
 from backends.pytorch.runtime import Cache, Step
+from backends.pytorch.runtime.fp8 import CodedWeight, moved_codes
+from backends.pytorch.runtime.paged import PagedCache
 from compiler.errors import UserError
 from compiler.manifest import EntryRow, Manifest
+
+KEPT_AS_CODES = (BlockedWeight, CodedWeight)
 
 
 class IncompatibleKeys(NamedTuple):
@@ -246,7 +250,7 @@ class Model(nn.Module):
                 batch * (capacity * self.cache_bytes_per_token() + self.state_bytes()),
                 self.device,
             )
-        return Cache(batch, capacity)
+        return (Cache if self.manifest.target == "cpu" else PagedCache)(batch, capacity)
 
     generate = generation.generate
 
@@ -320,12 +324,15 @@ class Model(nn.Module):
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
         self._decoder = None  # it has the weights that there were
+        (change, *_) = arguments
+        coded = moved_codes(self.module, change)
         for module in self.module.modules():
             held: dict[str, Any] = module._parameters
             for name, weight in held.items():
                 if isinstance(weight, BlockedWeight):
                     held[name] = nn.Parameter(weight.wide(), requires_grad=False)
-        return super()._apply(*arguments, **options)
+        with coded:
+            return super()._apply(*arguments, **options)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -344,7 +351,7 @@ class Model(nn.Module):
             wrong = [(name, "missing") for name in missing if strict]
             wrong += [(name, "not one of the model's") for name in unexpected if strict]
             raise InputError(message("the state dict does not fit:", told(wrong + shapes)))
-        if not assign and any(isinstance(w, BlockedWeight) for w in self.module.parameters()):
+        if not assign and any(isinstance(w, KEPT_AS_CODES) for w in self.module.parameters()):
             raise InputError("weights that are kept in FP8 cannot be replaced: pass assign=True")
         self._decoder = None if assign else self._decoder
         known = {ours[name]: tensor for name, tensor in state_dict.items() if name in mine}
@@ -393,5 +400,5 @@ def _rename_to_checkpoint(
         key = f"{prefix}module.{path}"
         if key in state_dict:
             tensor = state_dict.pop(key)
-            tensor = tensor.wide() if isinstance(tensor, BlockedWeight) else tensor
+            tensor = tensor.wide() if isinstance(tensor, KEPT_AS_CODES) else tensor
             state_dict[prefix + name] = tensor

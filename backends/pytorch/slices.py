@@ -14,39 +14,12 @@ from math import prod
 from backends.pytorch.runtime import Mesh
 from compiler.errors import UserError
 from compiler.manifest import ArrayRow, DimRow, Manifest, ParameterRow
-from compiler.shards import Run, Runs, numbers, runs
+from compiler.shards import OwnTensor, Runs, runs
 from compiler.tensors import Pattern, Tensor
 
 
 class PlacementError(UserError):
     """Where the copies of blocks are to be does not fit the compiled deployment."""
-
-
-@dataclass(frozen=True)
-class OwnTensor(Tensor):
-    """A rank's part of a stored tensor: ``shape`` is the part's, ``runs`` say, for each dim, which
-    stretches of the stored one it is."""
-
-    stored_shape: tuple[int, ...] = ()
-    runs: tuple[Runs, ...] = ()
-
-    @property
-    def is_whole(self) -> bool:
-        return self.shape == self.stored_shape
-
-    def stretches(self) -> Iterator[Run]:
-        """Begin and end, in elements of the stored tensor, of what lies behind one another there;
-        in the order of the part's elements."""
-        divided = [i for i, size in enumerate(self.stored_shape) if self.shape[i] != size]
-        last = divided[-1] if divided else 0
-        below = prod(self.stored_shape[last + 1 :])
-        rows = product(*(numbers(r) for r in self.runs[:last]))
-        for at in rows:
-            row = 0
-            for size, number in zip(self.stored_shape[: last + 1], (*at, 0), strict=True):
-                row = row * size + number
-            for begin, end in self.runs[last]:
-                yield (row + begin) * below, (row + end) * below
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ import torch
 
 from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.checkpoint import Checkpoint, CheckpointError, Match, Source
-from backends.pytorch.slices import OwnTensor
-from backends.pytorch.tensorfile import DTYPES, Reader, Stored, TensorFileError
+from backends.pytorch.dtypes import DTYPES
+from backends.pytorch.runtime.fp8 import CodedWeight
+from backends.pytorch.tensorfile import Reader, Stored, TensorFileError
+from compiler.shards import OwnTensor
 from compiler.tensors import Tensor
 
 
@@ -75,6 +77,9 @@ class _Filler:
         if isinstance(source.tensor, OwnTensor) and not source.tensor.is_whole:
             self._fill_part(source, source.tensor, into)
             return
+        if isinstance(into, CodedWeight):
+            self._coded(source, into)
+            return
         if source.scale is not None:
             assert self.checkpoint.block is not None
             if isinstance(into, BlockedWeight):
@@ -92,18 +97,36 @@ class _Filler:
 
     def _fill_part(self, source: Source, tensor: OwnTensor, into: torch.Tensor) -> None:
         """A rank's part of a tensor; its scales are read whole."""
-        typed = torch.empty(tensor.shape, dtype=DTYPES[source.stored.dtype])
-        self.weights.read_parts(source.stored, tensor.stretches(), typed)
-        if source.scale is None:
-            into.copy_(typed)
+        exact = torch.empty(tensor.shape, dtype=DTYPES[source.stored.dtype])
+        self.weights.read_parts(source.stored, tensor.stretches(), exact)
+        if source.scale is not None:
+            assert self.checkpoint.block is not None
+            scale = self.scales.read(source.scale)
+            for axis, along in enumerate(self.checkpoint.block):
+                rows = [torch.arange(begin, end) for begin, end in tensor.runs[axis]]
+                scale = scale.index_select(axis, torch.cat(rows) // along)
+            exact = exact.float() * scale
+        if isinstance(into, CodedWeight):
+            # In the stored tensor's tiles, whose scales come out as they were if it has such.
+            _check_tiles(tensor, (into.coding.rows, into.coding.columns))
+            into.fill(exact.to(into.codes.device))
+        else:
+            into.copy_(exact)
+
+    def _coded(self, source: Source, into: CodedWeight) -> None:
+        """Codes as they are stored, if they are such; else the weight is quantised now."""
+        block = self.checkpoint.block
+        if source.scale is None or block is None:
+            into.fill(self._read(source.stored).to(into.codes.device))
             return
-        assert self.checkpoint.block is not None
-        exact = typed.float()
-        scale = self.scales.read(source.scale)
-        for axis, (runs, along) in enumerate(zip(tensor.runs, self.checkpoint.block, strict=True)):
-            numbers = torch.cat([torch.arange(begin, end) for begin, end in runs])
-            scale = scale.index_select(axis, numbers // along)
-        into.copy_(exact * scale)
+        tile = (into.coding.rows, into.coding.columns)
+        if block == tile and into.codes.dtype == DTYPES[source.stored.dtype]:
+            into.codes.copy_(self._read(source.stored))
+            into.scale.copy_(self.scales.read(source.scale))
+            return
+        exact = torch.empty(source.stored.shape)
+        dequantise(self._read(source.stored), self.scales.read(source.scale), block, exact)
+        into.fill(exact.to(into.codes.device))
 
     def _read(self, stored: Stored) -> torch.Tensor:
         """As it is stored; valid until the next one is read."""
@@ -111,6 +134,22 @@ class _Filler:
             self._memory = torch.empty(self._largest, dtype=torch.uint8)
         typed = self._memory[: stored.size].view(DTYPES[stored.dtype]).view(stored.shape)
         return self.weights.read(stored, typed)
+
+
+def _check_tiles(tensor: OwnTensor, tile: tuple[int | None, int | None]) -> None:
+    """
+    Raises:
+        CheckpointError: a rank's part of a tensor does not begin and end with tiles.
+    """
+    for runs, along, size in zip(tensor.runs, tile, tensor.stored_shape, strict=True):
+        for begin, end in runs:
+            whole = along or size
+            if begin % whole or (end % whole and end != size):
+                raise CheckpointError(
+                    f"'{tensor.name}' cannot be kept in tiles of {whole}: a rank has {begin} .. "
+                    f"{end} of its {size} rows or columns; divide it otherwise, or except it from "
+                    "the deployment's precision"
+                )
 
 
 def dequantise(

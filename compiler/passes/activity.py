@@ -35,15 +35,14 @@ def bodies_run(node: Node) -> Iterator[tuple[str, dict[int, int]]]:
     count = len(node.inputs)
     if node.op == "branch":
         yield taken(node), {i: i for i in range(count)}
-    elif node.op == "scan":
-        given = node.attrs["given"]
-        yield node.attrs["body"], {0: 0, **{i + 1: p for i, p in enumerate(given)}}
-        if node.attrs.get("read"):
-            asked = node.attrs.get("asked", ())
-            yield node.attrs["read"], {0: 0, **{i + 1: p for i, p in enumerate(asked)}}
     elif runs_body(node):
         first = 1 if node.op == "apply" else 0
         yield node.attrs["body"], {i: i + first for i in range(count - first)}
+
+
+def results(graph: Graph) -> list[Node]:
+    """What a body gives: one value, or those that it packs."""
+    return graph.operands(graph.result) if graph.result.op == "pack" else [graph.result]
 
 
 def taken(branch: Node) -> str:
@@ -65,7 +64,7 @@ def analyse(program: Program, asked: Iterable[tuple[str, int]]) -> Activity:
     while before != (before := _size(found)):
         for graph in program.bodies.values():
             active = _active(program, graph, found)
-            if graph.output in active:
+            if any(n.name in active for n in results(graph)):
                 found.results.add(graph.name)
             found.carriers[graph.name] = carriers = active & _useful(graph)
             for node in graph:
@@ -82,7 +81,7 @@ def _active(program: Program, graph: Graph, found: Activity) -> frozenset[str]:
     active: set[str] = set()
     position = {n.name: i for i, n in enumerate(graph.inputs)}
     for node in graph:
-        if node.type.dtype not in FLOATS:
+        if node.type.dtype not in FLOATS and node.type.dtype != "bundle":
             continue
         if node.op == "input":
             is_active = position[node.name] in found.inputs[graph.name]
@@ -105,7 +104,7 @@ def _useful(graph: Graph) -> frozenset[str]:
 
 
 def _hand_down(node: Node, carriers: frozenset[str], found: Activity) -> None:
-    for number, (body, operands) in enumerate(bodies_run(node)):
+    for body, operands in bodies_run(node):
         found.inputs[body] |= {i for i, p in operands.items() if node.inputs[p] in carriers}
-        if node.op in ("chain", "scan") and (number or body in found.results):
+        if node.op in ("chain", "loop") and body in found.results:
             found.inputs[body].add(0)  # what is carried has one from the second round on

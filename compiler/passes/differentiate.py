@@ -7,8 +7,8 @@ of rows through the blocks they picked, three times. So the backward graph has t
 forward one, however many layers or experts there are.
 
 An entry ``main(token) -> logits`` becomes ``main.gradients(token, grad)``: its result, the
-gradients of its inputs and of all parameters that it reads. With a loss, a mean cross-entropy of
-the next token, it takes a target instead of ``grad`` (``compiler/passes/losses.py``).
+gradients of its inputs and of all parameters that it reads. Of a training deployment it is the
+entry ``loss`` instead, the cross-entropy of all entries (``compiler/passes/losses.py``).
 
 The gradients of a body's parameters are a bundle with a name for each: a parameter's, or a child's,
 whose bundle it then is. A name may occur twice: gradients of one parameter add up.
@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 
 from compiler.adjoints import ADJOINTS, BODIES, Emitter, Piece, flows, runs_body
 from compiler.errors import UserError
-from compiler.ir import Dim, Entry, EntryInput, Graph, Node, Program, Type
-from compiler.passes import activity, partition
+from compiler.ir import Entry, EntryInput, Graph, Node, Program, Type
+from compiler.passes import activity, losses, partition, tokenwise
 from compiler.passes.activity import FLOATS
+from compiler.passes.backward_calls import Call
 from compiler.passes.partition import Parts
 from compiler.passes.recompute import NOTHING, Recompute, of
 from compiler.rules import Scope
@@ -31,16 +32,23 @@ from compiler.rules import Scope
 
 @dataclass(frozen=True)
 class Derived:
-    """A program with its backward graph, and which bodies came of which."""
+    """A program with its backward graph; ``source`` is what was differentiated, and ``parts`` what
+    became of its bodies."""
 
     program: Program
+    source: Program
     parts: dict[str, Parts]
 
 
 def run(program: Program) -> Program:
-    """The pass, from the gradient of each entry's result; what the deployment names is computed
-    again."""
-    return differentiate(program, recompute=of(program, program.deployment)).program
+    """The pass: from the loss that a training deployment means, or from the gradient of each
+    entry's result; what the deployment names is computed again."""
+    deployment = program.deployment
+    again = of(program, deployment)
+    if deployment is None or deployment.train is None:
+        return differentiate(program, recompute=again).program
+    with_loss = losses.add(program, deployment.train.weight)
+    return differentiate(with_loss, [losses.NAME], again).program
 
 
 def differentiate(
@@ -63,7 +71,8 @@ def differentiate(
         for i, node in enumerate(program.bodies[entry.body].inputs)
         if node.type.dtype in FLOATS
     ]
-    work = _Differentiation(program, activity.analyse(program, asked), recompute)
+    source = tokenwise.run(program)
+    work = _Differentiation(source, activity.analyse(source, asked), recompute)
     bodies = {name: _living(graph) for name, graph in program.bodies.items()}
     made: dict[str, Entry] = {}
     for entry in chosen:
@@ -75,8 +84,10 @@ def differentiate(
         for graph in (part.forward, part.input, part.weight):
             if graph is not None:
                 bodies[graph.name] = graph
+    reached = {n.attrs["body"] for g in bodies.values() for n in g if n.op == "loop"}
+    bodies |= {name: source.bodies[name] for name in reached - bodies.keys()}
     after = replace(program, bodies=bodies, entries={**program.entries, **made})
-    return Derived(after, work.parts)
+    return Derived(after, source, work.parts)
 
 
 def _runs(graph: Graph) -> bool:
@@ -107,7 +118,7 @@ class _Differentiation:
             if runs_body(n) and n.op not in BODIES and not _runs(program.bodies[n.attrs["body"]])
         }
         self.chained = {
-            n.attrs["body"] for g in program.bodies.values() for n in g if n.op == "chain"
+            n.attrs["body"] for g in program.bodies.values() for n in g if n.op in ("chain", "loop")
         }
 
     def of(self, body: str) -> Parts:
@@ -129,14 +140,16 @@ class _Differentiation:
         name = "grad" if "grad" not in taken else "grad_of_result"
         grad = graph.add(Node(name, "input", (), body.result.type, {"name": name}))
         e = Emitter(graph, Scope(self.program, self.program.root))
-        e.stem = "main"
-        call = _Call(e, parts, {"child": "", "dims": ()}, "call")
+        e.stem = "forward"
+        call = Call(e, parts, "call", {"child": "", "dims": ()})
         first = call.forward(inputs)
         value = call.item(first, 0, body.result.type)
         saved = call.item(first, 1)
-        found, kept, again = call.input(inputs, saved, grad, [n.type for n in inputs])
+        e.stem = "input"
+        found, kept, again = call.input(inputs, saved, [grad], [n.type for n in inputs])
         gives = [found[i] for i in parts.gives]
         names = [inputs[i].attrs["name"] for i in parts.gives]
+        e.stem = "weight"
         gradients = call.weight(inputs, saved, kept, again)
         results = [value, *gives, *([gradients] if gradients else [])]
         labels = ("result", *names, *([""] if gradients else []))
@@ -147,98 +160,10 @@ class _Differentiation:
         return graph, [name]
 
 
-@dataclass
-class _Call:
-    """Runs the parts of a body, the way the forward graph runs the body.
-
-    ``attrs`` are those that all three share; ``op`` is call, loop or route. For a loop, operands
-    and gradient are handed in for each round.
-    """
-
-    e: Emitter
-    parts: Parts
-    attrs: dict[str, object]
-    op: str
-
-    def _run(self, graph: Graph, operands: list[Node], **attrs: object) -> Node:
-        type = graph.result.type
-        return self.e.add(self.op, operands, type, body=graph.name, **self.attrs, **attrs)
-
-    def item(self, source: Node, at: int, type: Type | None = None) -> Node:
-        """A result; without a type, a bundle."""
-        if type is None:
-            graphs = (self.parts.forward, self.parts.input, self.parts.weight)
-            (graph,) = (g for g in graphs if g is not None and g.name == source.attrs["body"])
-            inner = graph.operands(graph.result)[at].type
-            type = Type("bundle", self._round(), bundle=inner.bundle)
-        return self.e.add("item", [source], type, at=at)
-
-    def _round(self) -> tuple[Dim, ...]:
-        if self.op == "loop":
-            index = self.attrs["index"]
-            assert isinstance(index, Dim)
-            return (index,)
-        return self.over if self.op == "route" else ()
-
-    over: tuple[Dim, ...] = ()
-    pick: tuple[Node, ...] = ()
-    each: frozenset[int] = frozenset()  # operands that differ from round to round
-
-    def _each(self, reads: tuple[int, ...], *more: bool) -> dict[str, object]:
-        if self.op == "call":
-            return {}
-        flags = [*(i in self.each for i in reads), *more]
-        return {"each": tuple(i for i, is_each in enumerate(flags) if is_each)}
-
-    def forward(self, operands: list[Node]) -> Node:
-        attrs: dict[str, object] = {"each": ()} if self.op != "call" else {}
-        if self.op == "loop":
-            attrs |= {"carry": ((0, 0),), "sum": (), "reverse": False}
-        return self._run(self.parts.forward, [*self.pick, *operands], **attrs)
-
-    def input(
-        self, operands: list[Node], saved: Node, grad: Node, types: list[Type]
-    ) -> tuple[dict[int, Node], Node | None, Node]:
-        """Gradients of operands, which have these types; what the weight part reads; the gradient
-        as it reads that."""
-        parts = self.parts
-        if parts.input is None:
-            return {}, None, grad
-        reads, given = parts.input_reads, parts.gives
-        args = [*(operands[i] for i in reads), saved, grad]
-        attrs = self._each(reads, True, False)
-        if self.op == "loop":
-            attrs |= {
-                "carry": ((given.index(0), len(reads) + 1),),
-                "sum": tuple(n for n, i in enumerate(given) if i != 0),
-                "reverse": True,
-            }
-        ran = self._run(parts.input, [*self.pick, *args], **attrs)
-        found = {i: self.item(ran, n, types[i]) for n, i in enumerate(given)}
-        kept = self.item(ran, len(given))
-        if self.op == "loop" and parts.weight_reads_grad:
-            stacked = Type(grad.type.dtype, (*self._round(), *grad.type.dims))
-            grad = self.item(ran, len(given) + 1, stacked)
-        return found, kept, grad
-
-    def weight(
-        self, operands: list[Node], saved: Node, kept: Node | None, grad: Node
-    ) -> Node | None:
-        """The bundle of the parameters' gradients."""
-        parts = self.parts
-        if parts.weight is None:
-            return None
-        reads = parts.weight_reads
-        args = [operands[i] for i in reads]
-        more = []
-        if parts.weight_reads_grad:
-            args.append(grad)
-            more.append(self.op == "loop")
-        args += [saved, *([kept] if kept else [])]
-        attrs = self._each(reads, *more, *[True] * (2 if kept else 1))
-        if self.op == "loop":
-            attrs |= {"carry": (), "sum": (), "reverse": False}
-        return self.item(self._run(parts.weight, [*self.pick, *args], **attrs), 0)
+def _own(name: str) -> str:
+    """A body's own name for a value or an argument: not one that its parts have a use for."""
+    reserved = name in partition.RESERVED or name == "grad" or name.startswith("grad.")
+    return f"{name}_" if reserved else name
 
 
 class _Body:
@@ -251,27 +176,27 @@ class _Body:
         self.graph = Graph(body.name)
         self.e = Emitter(self.graph, Scope(work.program, work.program.root))
         self.to: dict[str, str] = {}
-        self.calls: dict[str, tuple[_Call, list[Node], list[Node], Node]] = {}
+        self.calls: dict[str, tuple[Call, list[Node], list[Node], Node]] = {}
         self.found: dict[str, list[Node | Piece]] = {}
         self.weights: list[tuple[str, str]] = []
         self.steps: set[str] = set()
 
     def joint(self) -> partition.Joint:
         for node in self.body:
-            self._forward(node)
+            if node.op != "pack":
+                self._forward(node)
         forward = frozenset(n.name for n in self.graph)
-        result = self.to[self.body.output]
-        grad = self.graph.fresh("grad")
-        type = self.body.result.type
-        given = self.graph.add(Node(grad, "input", (), type, {"name": "grad"}))
-        self.found[result] = [given]
+        results = [self.to[n.name] for n in activity.results(self.body)]
+        grads = [self._grad(self.graph[name].type) for name in results]
+        for result, grad in zip(results, grads, strict=True):
+            self.found.setdefault(result, []).append(grad)
         for node in reversed(list(self.body)):
             self._backward(node)
         return partition.Joint(
             name=self.body.name,
             graph=self.graph,
-            result=result,
-            grad=grad,
+            results=tuple(results),
+            grads=tuple(n.name for n in grads),
             forward=forward,
             operands=self._operands(),
             weights=tuple(self.weights),
@@ -279,6 +204,11 @@ class _Body:
             again=frozenset(partition.recomputed(self.graph, forward, self._is_again)),
             chained=self.body.name in self.work.chained,
         )
+
+    def _grad(self, type: Type) -> Node:
+        """The gradient of a result, an argument of the backward parts."""
+        name = self.graph.fresh("grad")
+        return self.graph.add(Node(name, "input", (), type, {"name": name}))
 
     def _is_again(self, node: Node) -> bool:
         if self.body.name in self.work.kernels:
@@ -298,74 +228,92 @@ class _Body:
 
     def _forward(self, node: Node) -> None:
         inputs = tuple(self.to[i] for i in node.inputs)
-        name = f"{node.name}_" if node.name in partition.RESERVED else node.name
-        own = node.with_(name=self.graph.fresh(name), inputs=inputs)
-        if node.op == "cache":
+        own = node.with_(name=self.graph.fresh(_own(node.name)), inputs=inputs)
+        if node.op == "input":  # an argument of this name is given beside the body's own
+            own = own.with_(attrs={"name": _own(node.attrs["name"])})
+        elif node.op == "cache":
             own = own.with_(op="as_history", attrs={})
         elif node.name in self.carriers and runs_body(node):
             own = self._called(own)
         self.to[node.name] = (own if own.name in self.graph else self.graph.add(own)).name
 
     def _called(self, node: Node) -> Node:
-        """The forward part of the body that the node runs; returns the node's value."""
+        """The forward part of the body that the node runs; returns the node's value, of a loop the
+        bundle of its results."""
         operands = [self.graph[i] for i in node.inputs]
         call = self._call(node)
-        given = operands[len(call.pick) :]
+        given = before = operands[len(call.pick) :]
         self.e.stem, self.e.span = f"{node.name}.run", node.span
-        ran = call.forward(given)
-        kept = {"label": node.label, "rounds": node.rounds, "span": node.span}
-        value = self.graph.add(
-            Node(node.name, "item", (ran.name,), node.type, {"at": 0}, **kept)  # type: ignore[arg-type]
-        )
+        value = ran = call.forward(given)
+        if node.type.dtype != "bundle":
+            rest = {"label": node.label, "rounds": node.rounds, "span": node.span}
+            one = Node(node.name, "item", (ran.name,), node.type, {"at": 0})
+            value = self.graph.add(one.with_(**rest))
         self.e.stem = f"{node.name}.saved"
-        saved = call.item(ran, 1)
-        if call.op == "loop" and 0 in (*call.parts.input_reads, *call.parts.weight_reads):
+        saved = call.item(ran, call.parts.results)
+        if call.reads_carried:
             self.e.stem = f"{node.name}.rounds"
-            stacked = Type(node.type.dtype, (node.attrs["index"], *given[0].type.dims))
-            rounds = call.item(ran, 2, stacked)
-            given = [rounds, *given[1:]]
-        self.calls[value.name] = (call, operands[len(call.pick) :], given, saved)
+            first = given[0].type
+            stacked = Type(first.dtype, (*call.rounds, *first.dims))
+            given = [call.item(ran, call.parts.results + 1, stacked), *given[1:]]
+        self.calls[value.name] = (call, before, given, saved)
         return value
 
-    def _call(self, node: Node) -> _Call:
+    def _call(self, node: Node) -> Call:
         a = node.attrs
+        here = {"child": "", "dims": ()}  # a composite's body, a branch's: of the same module
         if node.op == "branch":
-            return _Call(
-                self.e, self.work.of(activity.taken(node)), {"child": "", "dims": ()}, "call"
-            )
-        if node.op == "scan":
-            raise UserError(
-                f"{node.span}: the recurrence '{a['name']}' has no backward graph: differentiate "
-                "does not build the adjoint of a scan"
-            )
+            return Call(self.e, self.work.of(activity.taken(node)), "call", here)
         parts = self.work.of(a["body"])
-        if node.op == "chain":
+        if node.op in ("chain", "loop"):
             attrs = {"child": a["child"], "index": a["index"], "dims": a.get("dims", ())}
-            return _Call(self.e, parts, attrs, "loop", each=frozenset({0}))
+            each = frozenset({0, *a.get("each", ())})
+            forward_each = a.get("each", ())
+            return Call(self.e, parts, "loop", attrs, each=each, forward_each=forward_each)
         if node.op == "apply":
             pick = self.graph[node.inputs[0]]
             assert pick.type.of is not None
             attrs = {k: a[k] for k in ("child", "over", "rows", "dims")}
-            return _Call(self.e, parts, attrs, "route", over=(pick.type.of,), pick=(pick,))
-        attrs = {"child": "", "dims": ()}  # a composite's body runs in the same module
+            return Call(self.e, parts, "route", attrs, over=(pick.type.of,), pick=(pick,))
         if node.op == "call":
-            attrs = {"child": a["child"], "dims": a["dims"]}
-        return _Call(self.e, parts, attrs, "call")
+            return Call(self.e, parts, "call", {"child": a["child"], "dims": a["dims"]})
+        return Call(self.e, parts, "call", here)
 
     # -- backward ------------------------------------------------------------------------------
 
     def _backward(self, node: Node) -> None:
-        own = self.graph[self.to[node.name]]
-        if node.name not in self.carriers or own.name not in self.found or own.op == "input":
+        if node.name not in self.carriers or node.op in ("input", "pack"):
             return
-        self.e.at(own)
+        own = self.graph[self.to[node.name]]
+        self.e.at(node)
+        if own.name in self.calls and own.type.dtype == "bundle":
+            results = self.body.users(node.name)
+            if any(n.name in self.carriers for n in results):
+                self._called_back(own, self._grads_of_loop(node, own))
+            return
+        if own.name not in self.found:
+            return
+        if node.op == "item":
+            return  # its gradient waits for the loop that gives it
         grad = self.e.total(self.found[own.name], own.type)
         if own.op == "param":
             self.weights.append((own.attrs["param"], grad.name))
         elif own.name in self.calls:
-            self._called_back(own, grad)
+            self._called_back(own, [grad])
         else:
             self._adjoint(node, own, grad)
+
+    def _grads_of_loop(self, node: Node, own: Node) -> list[Node]:
+        """The gradients of a loop's results: zeros of those that nothing reads."""
+        call, operands, _, _ = self.calls[own.name]
+        forward = call.parts.forward
+        grads = []
+        for at, result in enumerate(forward.operands(forward.result)[: call.parts.results]):
+            dims = operands[0].type.dims if at == 0 else (*call.rounds, *result.type.dims)
+            read = [n for n in self.body.users(node.name) if n.attrs["at"] == at]
+            found = [v for n in read for v in self.found.get(self.to[n.name], [])]
+            grads.append(self.e.total(found, Type(result.type.dtype, dims)))
+        return grads
 
     def _adjoint(self, node: Node, own: Node, grad: Node) -> None:
         if own.op not in ADJOINTS:
@@ -377,21 +325,19 @@ class _Body:
         for i, value in found.items():
             self.found.setdefault(operands[i].name, []).append(value)
 
-    def _called_back(self, node: Node, grad: Node) -> None:
+    def _called_back(self, node: Node, grads: list[Node]) -> None:
         call, before, operands, saved = self.calls[node.name]
         types = [self._gradient_type(call, i, n) for i, n in enumerate(before)]
-        found, kept, again = call.input(operands, saved, grad, types)
+        found, kept, again = call.input(operands, saved, grads, types)
         for i, value in found.items():
             self.found.setdefault(before[i].name, []).append(value)
         if kept is not None:
             self.steps.add(kept.name)
-            if again is not grad:
-                self.steps.add(again.name)
         gradients = call.weight(operands, saved, kept, again)
         if gradients is not None:
             self.weights.append((str(call.attrs["child"]), gradients.name))
 
-    def _gradient_type(self, call: _Call, position: int, operand: Node) -> Type:
+    def _gradient_type(self, call: Call, position: int, operand: Node) -> Type:
         """What the input part gives for an operand: for a routed one that has rows, one for each
         row, however few of the rows' dims the operand has itself."""
         wanted = call.parts.forward.inputs[position].type

@@ -8,6 +8,8 @@ parameters are not: schedules such as ZB1P and DualPipe run them apart (arXiv:24
     B.input(operands..., saved, grad)           -> gradients of operands..., kept
     B.weight(operands..., grad, saved, kept)    -> gradients of parameters
 
+(one ``grad`` for each result; only the body of a recurrence has two, its state and what it gives).
+
 ``saved`` holds values of the forward body that the other two read; ``kept`` gradients of the input
 part that the weight part reads. Operands and the result's gradient are the caller's values: who
 calls hands them in again where they are read, and saves them once for all that read them.
@@ -39,21 +41,21 @@ class Joint:
     """A body with its gradients, one graph.
 
     Attributes:
-        graph: forward values first; ``grad`` is an input, the gradient of the result.
-        result: of the forward body.
+        graph: forward values first; ``grads`` are inputs, the gradients of the results.
+        results: of the forward body.
         forward: names of forward values.
         operands: gradients of operands, by position of the input.
         weights: (parameter's or child's name, gradient); of a child, a bundle.
         steps: nodes that run the input parts of other bodies.
         again: forward values that are computed again, not saved.
         chained: a loop runs the body, carrying its first input: what the backward parts read of it,
-            and of the gradient, the loop hands back for each round.
+            and of its first result's gradient, the loop hands back for each round.
     """
 
     name: str
     graph: Graph
-    result: str
-    grad: str
+    results: tuple[str, ...]
+    grads: tuple[str, ...]
     forward: frozenset[str]
     operands: dict[int, str]
     weights: tuple[tuple[str, str], ...]
@@ -69,8 +71,10 @@ class Parts:
     Attributes:
         input, weight: None where there is nothing to compute.
         gives: positions of the operands whose gradients the input part gives, in order; ``kept``
-            comes after them, and after that, for a loop, ``grad`` again if ``weight_reads_grad``.
+            comes after them, and after that, for a loop, the first of ``grads_read`` if that is 0.
         input_reads, weight_reads: positions of operands that the parts take.
+        grads_read: which results' gradients the weight part takes.
+        results: how many there are; ``saved`` comes after them.
     """
 
     forward: Graph
@@ -79,7 +83,8 @@ class Parts:
     gives: tuple[int, ...]
     input_reads: tuple[int, ...]
     weight_reads: tuple[int, ...]
-    weight_reads_grad: bool
+    grads_read: tuple[int, ...]
+    results: int
     saved: tuple[Node, ...]
     kept: tuple[Node, ...]
     again: frozenset[str]  # forward values that the backward parts compute once more
@@ -116,7 +121,7 @@ class _Cut:
         self.backward = {n.name for n in joint.graph} - joint.forward
         roots = {*joint.operands.values(), *joint.steps}
         self.early = self._reached(roots)
-        self.inputs = [n.name for n in self.graph.inputs if n.name != joint.grad]
+        self.inputs = [n.name for n in self.graph.inputs if n.name not in joint.grads]
         self.saved: list[str] = []
         self.kept: list[str] = []
         self.saved_type = Type("bundle", (), bundle=f"{joint.name}.forward:saved")
@@ -139,7 +144,7 @@ class _Cut:
 
     def where(self, name: str, weight: bool) -> Where:
         """How the input part, or the weight part, comes by a value."""
-        if name == self.joint.grad:
+        if name in self.joint.grads:
             return "grad"
         if name in self.joint.forward:
             if self.graph[name].op == "input":
@@ -182,15 +187,16 @@ class _Cut:
         weight_reads = self._positions(read)
         input_reads = self._positions(first)
         echo = joint.chained and 0 in (*weight_reads, *input_reads)
-        reads_grad = joint.grad in read
+        grads_read = tuple(i for i, name in enumerate(joint.grads) if name in read)
         return Parts(
             forward=self._forward(echo),
-            input=self._input(first, reads_grad) if has_input else None,
+            input=self._input(first, 0 in grads_read) if has_input else None,
             weight=self._weight(read, has_input) if joint.weights else None,
             gives=tuple(joint.operands),
             input_reads=input_reads,
             weight_reads=weight_reads,
-            weight_reads_grad=reads_grad,
+            grads_read=grads_read,
+            results=len(joint.results),
             saved=tuple(self.graph[n] for n in self.saved),
             kept=tuple(self.graph[n] for n in self.kept),
             again=frozenset(copied),
@@ -216,7 +222,7 @@ class _Cut:
                 out.add(node)
         saved = _pack(out, "saved", self.saved)
         first = [self.inputs[0]] if echo else []
-        _pack(out, "results", [self.joint.result, saved.name, *first])
+        _pack(out, "results", [*self.joint.results, saved.name, *first])
         return _pruned(out)
 
     def _start(self, out: Graph, read: dict[str, Where]) -> None:
@@ -237,15 +243,16 @@ class _Cut:
             elif where == "copy":
                 out.add(node)
 
-    def _input(self, read: dict[str, Where], reads_grad: bool) -> Graph:
+    def _input(self, read: dict[str, Where], weight_reads_first: bool) -> Graph:
         joint = self.joint
         out = Graph(f"{joint.name}.input")
         self._start(out, read)
         out.add(Node("saved", "input", (), self.saved_type, {"name": "saved"}))
-        out.add(self.graph[joint.grad])
+        for name in joint.grads:
+            out.add(self.graph[name])
         self._fill(out, read, "saved")
         kept = _pack(out, "kept", self.kept)
-        echo = [joint.grad] if joint.chained and reads_grad else []
+        echo = [joint.grads[0]] if joint.chained and weight_reads_first else []
         _pack(out, "results", [*joint.operands.values(), kept.name, *echo])
         return _pruned(out)
 
@@ -253,8 +260,9 @@ class _Cut:
         joint = self.joint
         out = Graph(f"{joint.name}.weight")
         self._start(out, read)
-        if joint.grad in read:
-            out.add(self.graph[joint.grad])
+        for name in joint.grads:
+            if name in read:
+                out.add(self.graph[name])
         out.add(Node("saved", "input", (), self.saved_type, {"name": "saved"}))
         if has_input:
             out.add(Node("kept", "input", (), self.kept_type, {"name": "kept"}))

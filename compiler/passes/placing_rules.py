@@ -268,7 +268,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("position", "constant", "iota"), source),
     **dict.fromkeys(("param", "state"), parameter),
     "map": elementwise,
-    "contract": contract,
+    **dict.fromkeys(("contract", "scaled_contract"), contract),
     "reduce": reduce,
     **dict.fromkeys(("softmax", "top", "argtop", "in_top"), along_one),
     **dict.fromkeys(("cast", "expand", "select_rows", "stack"), alike),

@@ -91,6 +91,7 @@ def compiled(
         verify,
         progress,
         note,
+        getattr(options, "dtype", None),
     )
 
 

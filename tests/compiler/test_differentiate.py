@@ -75,6 +75,7 @@ def assert_autograd(program: Program, entry: str, least: float, again: Recompute
         ("dsv3", "main", 0.5),  # less the layer of multi-token prediction
         ("dsv3", "mtp", 0.7),
         ("dsv3_2", "main", 0.5),
+        ("qwen3_next", "main", 0.9),  # a recurrence, and a convolution over tokens
     ],
 )
 def test_gradients_are_autograds(model: str, entry: str, least: float) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from meshes import compiled
-from small import write
 
 import dslc
 from dslc.program import compile_file
@@ -87,12 +86,31 @@ def test_a_rank_that_dies_or_is_stopped(folder, number, victim, message):
     assert err.strip() == said[0]
 
 
+def test_ranks_end_with_their_launcher(folder):
+    job = started(["-m", "dslc", "run", str(folder / "ep2"), "--nproc", "2", *ENDLESS])
+    ranks = workers(job, 2)
+    job.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{process}").exists() for process in ranks.values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert "as the process that launched it is gone" in job.communicate()[1]
+
+
 def test_a_rank_that_raises(folder):
     job = torchrun(2, "raises", "-", "run", folder / "ep2", *ENDLESS)
     status, said, err = ended(job, within=100)
     assert status == 1
     assert len(said) == 1, err
     assert re.fullmatch(rf"error: {RANK.format(1)}: ValueError: a fuse has blown", said[0])
+
+
+def write(folder, tensors):
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
 
 
 @pytest.mark.parametrize("what", ["directory", "checkpoint"])

@@ -1,0 +1,194 @@
+"""Layers as a few segments: what a rank computes between two points of communication.
+
+Kernels that wait for the same collectives, and that the same collectives wait for, are one segment:
+of a layer with routed experts, attention and router; the shared expert; the routed ones; what comes
+after; and dispatch and combine themselves. Nothing here names these: they come out of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import networkx as nx
+
+from compiler.planning.costs import Measured
+from compiler.planning.kernels import COMMUNICATION, Kernel
+from compiler.planning.streams import Stream, Task
+from compiler.planning.times import Phases
+
+
+@dataclass
+class Segment:
+    """``needs`` are numbers of segments of the same layer. ``group`` is what measured durations are
+    given for: attention (what dispatch waits for), mlp (the rest), dispatch, combine, dense (a
+    layer that sends nothing)."""
+
+    name: str
+    stream: Stream
+    phases: Phases
+    needs: tuple[int, ...]
+    group: str
+    kernels: list[Kernel] = field(default_factory=list)
+
+    @property
+    def flops(self) -> float:
+        return sum(k.flops for k in self.kernels)
+
+
+Layer = list[Segment]
+
+
+def segments(kernels: Sequence[Kernel], phases: Sequence[Phases], name: str) -> Layer:
+    """The segments of one layer, each after those that it needs."""
+    graph = nx.DiGraph()
+    for number, kernel in enumerate(kernels):
+        graph.add_node(number)
+        graph.add_edges_from((need, number) for need in kernel.needs)
+    sends = [i for i, k in enumerate(kernels) if k.kind in COMMUNICATION]
+    before = {i: frozenset(nx.ancestors(graph, i)) for i in sends}
+    after = {i: frozenset(nx.descendants(graph, i)) for i in sends}
+    groups: dict[object, list[int]] = {}
+    for number in graph:
+        if number in before:
+            groups[number] = [number]
+            continue
+        waits = frozenset(i for i in sends if number in after[i])
+        awaited = frozenset(i for i in sends if number in before[i])
+        groups.setdefault((waits, awaited), []).append(number)
+    home = {number: key for key, numbers in groups.items() for number in numbers}
+    whole = nx.DiGraph()
+    whole.add_nodes_from(groups)
+    whole.add_edges_from((home[a], home[b]) for a, b in graph.edges if home[a] != home[b])
+    order = list(nx.lexicographical_topological_sort(whole, key=lambda k: min(groups[k])))
+    position = {key: number for number, key in enumerate(order)}
+    dispatches = {i for i in sends if kernels[i].kind == "dispatch"}
+    out: Layer = []
+    for key in order:
+        numbers = groups[key]
+        own = [kernels[i] for i in numbers]
+        kind = own[0].kind if numbers[0] in before else ""
+        awaited = {i for i in dispatches if numbers[0] in before[i]}
+        group = kind or ("dense" if not dispatches else "attention" if awaited else "mlp")
+        needs = tuple(sorted(position[p] for p in whole.predecessors(key)))
+        total = sum((phases[i] for i in numbers), Phases(0.0))
+        label = f"{name} {kind or _label(own)}"
+        stream: Stream = "communicate" if kind else "compute"
+        out.append(Segment(label, stream, total, needs, group, own))
+    return out
+
+
+def _label(kernels: Sequence[Kernel]) -> str:
+    """After the place where most of its time goes: ``attn``, ``expert``, ``shared``."""
+    heaviest = max(kernels, key=lambda k: (k.flops, k.bytes))
+    return heaviest.name.partition(":")[0]
+
+
+# -- tasks of both streams -------------------------------------------------------------------------
+
+
+def forward(layers: Sequence[Layer], tag: str = "") -> list[Task]:
+    """The tasks of one micro-batch through these layers."""
+    tasks: list[Task] = []
+    last: tuple[int, ...] = ()
+    for layer in layers:
+        first = len(tasks)
+        for segment in layer:
+            needs = tuple(first + n for n in segment.needs) or last
+            name = f"{segment.name}{tag}"
+            tasks.append(Task(name, segment.stream, segment.phases.forward, needs))
+        last = _sinks(layer, first)
+    return tasks
+
+
+def backward(
+    layers: Sequence[Layer], tag: str = "", weights: bool = True, inputs: bool = True
+) -> list[Task]:
+    """The tasks of one micro-batch's backward pass, the last layer first: a segment's part for the
+    inputs waits for those of all that read it, and its weight part for what its input part waits
+    for.
+
+    Args:
+        weights, inputs: which parts; weight parts alone need nothing.
+    """
+    tasks: list[Task] = []
+    before: tuple[int, ...] = ()
+    for layer in reversed(layers):
+        position: dict[int, int] = {}
+        for number in reversed(range(len(layer))):
+            segment = layer[number]
+            readers = [n for n, s in enumerate(layer) if number in s.needs]
+            needs = tuple(sorted(position[r] for r in readers)) if inputs else ()
+            needs = needs or before
+            if inputs:
+                position[number] = len(tasks)
+                name = f"{segment.name}{tag}"
+                tasks.append(Task(name, segment.stream, segment.phases.inputs, needs))
+            if weights and segment.phases.weight:
+                name = f"{segment.name} W{tag}"
+                tasks.append(Task(name, segment.stream, segment.phases.weight, needs))
+        roots = [n for n, s in enumerate(layer) if not s.needs]
+        before = tuple(position[n] for n in roots) if inputs else ()
+    return tasks
+
+
+def together(*parts: Sequence[Task]) -> list[Task]:
+    """Independent tasks side by side."""
+    out: list[Task] = []
+    for tasks in parts:
+        first = len(out)
+        out += [replace(t, needs=tuple(first + n for n in t.needs)) for t in tasks]
+    return out
+
+
+def _sinks(layer: Layer, first: int) -> tuple[int, ...]:
+    read = {need for segment in layer for need in segment.needs}
+    return tuple(first + n for n in range(len(layer)) if n not in read)
+
+
+def totals(layers: Sequence[Layer]) -> Mapping[str, float]:
+    """Seconds of the computing and of the communicating segments, forward and back."""
+    out = {"compute": 0.0, "communicate": 0.0}
+    for layer in layers:
+        for segment in layer:
+            phases = segment.phases
+            out[segment.stream] += phases.forward + phases.inputs + phases.weight
+    return out
+
+
+# -- measured durations ----------------------------------------------------------------------------
+
+
+def measured_layer(layer: Layer, like: Layer, measured: Measured, flops: float) -> Layer:
+    """A layer with measured durations. Segments of a group share its time as they did in the model.
+
+    Args:
+        like: the layer that durations were measured on.
+        flops: FLOPs of this layer over those of that one: how layers without dispatch scale.
+    """
+    out: Layer = []
+    dense = not any(s.group == "dispatch" for s in layer)
+    for segment in layer:
+        phases: dict[str, float] = {}
+        for name in ("forward", "inputs", "weight"):
+            own = float(getattr(segment.phases, name))
+            groups = ("attention", "mlp") if dense else (segment.group,)
+            modelled = sum(float(getattr(s.phases, name)) for s in like if s.group in groups)
+            given = [measured.seconds.get(g, {}).get(name) for g in groups]
+            if all(g is None for g in given):
+                phases[name] = own
+                continue
+            total = 0.0
+            for group, value in zip(groups, given, strict=True):
+                model = sum(float(getattr(s.phases, name)) for s in like if s.group == group)
+                total += model if value is None else value
+            if dense:
+                share = own / (sum(float(getattr(s.phases, name)) for s in layer) or 1.0)
+                phases[name] = total * flops * share
+            elif modelled:
+                phases[name] = own * total / modelled
+            else:  # nothing was modelled there: the first segment of the group has it
+                first = next(s for s in layer if s.group == segment.group)
+                phases[name] = total if first is segment else 0.0
+        out.append(replace(segment, phases=Phases(**phases)))
+    return out

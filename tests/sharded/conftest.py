@@ -1,6 +1,0 @@
-"""Helpers of tests/pytorch are helpers here too."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "pytorch"))
