@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +31,6 @@ from compiler.semantics_coded import stored
 from compiler.signatures import block_rows
 from dsl.diagnostics import Span
 from dsl.extents import ExtentError
-
-if TYPE_CHECKING:
-    from compiler.ranked import Member
 
 Branches = Literal["guard", "then", "otherwise"]
 
@@ -111,7 +108,7 @@ class Interpreter:
         self.compute = torch.float64 if act == torch.float64 else torch.float32
         self.sizes = {**program.sizes, **(sizes or {})}
         self.spans: dict[str, Span | None] = {}  # of each value traced so far
-        self.member: Member | None = None  # its rank, in a program of ranks
+        self.member: Any = None  # its rank (compiler/ranked.py), in a program of ranks
 
     def run(
         self,
@@ -337,10 +334,8 @@ class Frame:
         if node.type.dtype == "bundle":
             return result
         tensor = result.to(node.type.names)
-        shape = [
-            self.size(d) if d.size.names <= self.sizes.keys() else n  # rows that were sent here
-            for d, n in zip(node.type.dims, tensor.shape, strict=True)
-        ]
+        lengths = zip(node.type.dims, tensor.shape, strict=True)  # of rows sent here none knows one
+        shape = [self.size(d) if d.size.names <= self.sizes.keys() else n for d, n in lengths]
         if list(tensor.shape) != shape:
             raise MeaningError(f"the result is {list(tensor.shape)}, its type {node.type} {shape}")
         tensor = self.rounded(tensor.to(self.dtype(node.type.dtype)), node)

@@ -26,7 +26,7 @@ FOLDS: Mapping[str, Fold] = {"sum": torch.add, "max": torch.maximum, "min": torc
 
 
 def _member(frame: Frame) -> Member:
-    member = frame.interpreter.member
+    member: Member | None = frame.interpreter.member
     if member is None:
         raise MeaningError("this is run by the ranks of a mesh together (compiler/ranked.py)")
     return member
