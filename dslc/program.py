@@ -197,6 +197,7 @@ class Program:
             context=self.context,
             pairs=most_pairs(self.compiled.program),
             deployment=self.deployed.name if self.deployed else None,
+            local=self.compiled.program,
             backend=self.backend,
             target=self.target,
         )
