@@ -1,4 +1,4 @@
-"""A program under a deployment, as layers with their times: what training and serving plans share."""
+"""A program under a deployment, as layers with their times: what all plans share."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Model:
             keeps = kept(piece, targets, subject.precision)
             if deployment.train is not None:
                 own += kept_forms(own, keeps.quantised, subject.precision.own, casts)
-            again = tuple(any(i in keeps.again for i in kernel.made) for kernel in own)
+            again = tuple(bool(keeps.again & {*k.made, *k.with_values}) for k in own)
             self.blocks.append(Block(piece, tuple(own), again, keeps.bytes))
 
     def layers(self, times: Times, trains: bool, measured: Measured | None) -> dict[int, Layer]:
@@ -122,7 +122,10 @@ class Model:
             for number, block in enumerate(self.blocks):
                 if block.piece.child or number in routed:
                     out[number] = measured_layer(
-                        out[number], out[loops[0]], measured, per_layer[number] / per_layer[loops[0]]
+                        out[number],
+                        out[loops[0]],
+                        measured,
+                        per_layer[number] / per_layer[loops[0]],
                     )
         return out
 

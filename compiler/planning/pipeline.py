@@ -9,7 +9,7 @@ is thereby not assumed but seen. Chunks are
   micro-batches that go in opposite directions, overlapped with each other.
 
 Sources: 1F1B, arXiv:2104.04473; ZB1P (ZB-H1), arXiv:2401.10241; DualPipe, arXiv:2412.19437, section
-3.2.1, and github.com/deepseek-ai/DualPipe, 2025.
+3.2.1, and the repository of its authors, 2025.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def simulate(
 
     Args:
         schedule: the turns of each rank.
-        times: of each stage. Direction 0 runs stage r on rank r, direction 1 on the last rank less r.
+        times: of each stage. Direction 0 runs stage r on rank r, direction 1 the other way round.
         pair: seconds of a pair, by the stage of its forward and of its backward chunk; both after
             each other unless given.
         send: seconds from the end of a chunk until the next rank has what it sent.

@@ -1,7 +1,7 @@
 """A plan: what a deployment would cost, how fast it would run, and what that rests on.
 
-    plan = make(source, final, deployment)
-    plan.as_data()      # what ``dslc plan --json`` prints
+plan = make(source, final, deployment)
+plan.as_data()      # what ``dslc plan --json`` prints
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Assumption:
 
     @property
     def text(self) -> str:
-        return f"{self.name} = {self.value} ({self.source}): 10% worse changes tokens/s by {self.effect:+.1%}"
+        worse = f"10% worse changes tokens/s by {self.effect:+.1%}"
+        return f"{self.name} = {self.value} ({self.source}): {worse}"
 
 
 @dataclass(frozen=True)

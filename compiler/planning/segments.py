@@ -41,7 +41,7 @@ Layer = list[Segment]
 
 def segments(kernels: Sequence[Kernel], phases: Sequence[Phases], name: str) -> Layer:
     """The segments of one layer, each after those that it needs."""
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[int] = nx.DiGraph()
     for number, kernel in enumerate(kernels):
         graph.add_node(number)
         graph.add_edges_from((need, number) for need in kernel.needs)
@@ -57,7 +57,7 @@ def segments(kernels: Sequence[Kernel], phases: Sequence[Phases], name: str) -> 
         awaited = frozenset(i for i in sends if number in before[i])
         groups.setdefault((waits, awaited), []).append(number)
     home = {number: key for key, numbers in groups.items() for number in numbers}
-    whole = nx.DiGraph()
+    whole: nx.DiGraph[object] = nx.DiGraph()
     whole.add_nodes_from(groups)
     whole.add_edges_from((home[a], home[b]) for a, b in graph.edges if home[a] != home[b])
     order = list(nx.lexicographical_topological_sort(whole, key=lambda k: min(groups[k])))
@@ -68,8 +68,8 @@ def segments(kernels: Sequence[Kernel], phases: Sequence[Phases], name: str) -> 
         numbers = groups[key]
         own = [kernels[i] for i in numbers]
         kind = own[0].kind if numbers[0] in before else ""
-        awaited = {i for i in dispatches if numbers[0] in before[i]}
-        group = kind or ("dense" if not dispatches else "attention" if awaited else "mlp")
+        sent = {i for i in dispatches if numbers[0] in before[i]}
+        group = kind or ("dense" if not dispatches else "attention" if sent else "mlp")
         needs = tuple(sorted(position[p] for p in whole.predecessors(key)))
         total = sum((phases[i] for i in numbers), Phases(0.0))
         label = f"{name} {kind or _label(own)}"

@@ -152,7 +152,6 @@ class Serving:
         for number, block in enumerate(model.blocks):
             all_layers += [layers[number]] * max(1, len(block.piece.layers))
         tasks = forward(all_layers)
-        charge = 0.0
         if self.parts > 1:
             charge = rates.charge(deployment.overlap.sms)
             tagged = [
@@ -161,6 +160,8 @@ class Serving:
             ]
             tasks = together(*tagged)
             schedule = streams.overlapped(tasks, charge)
+            alone = streams.sequential(tasks)
+            schedule = alone if alone.total < schedule.total else schedule
         else:
             schedule = streams.sequential(tasks)
         seconds = schedule.total
@@ -170,7 +171,6 @@ class Serving:
         else:
             assert serve.prompt is not None
             tokens, tpot = sequences * serve.prompt, None
-        busy = schedule.computing / (1 - charge) if schedule.communicating else schedule.computing
         within = serve.tpot is None or tpot is None or tpot <= serve.tpot
         return Pass(
             seconds,
@@ -181,7 +181,7 @@ class Serving:
             schedule,
             self._memory(model, sequences),
             schedule.communicating,
-            max(0.0, seconds - busy),
+            schedule.exposed,
             within,
         )
 

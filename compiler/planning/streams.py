@@ -55,6 +55,13 @@ class Schedule:
     communicating: float
     bound: float
 
+    charge: float = 0.0
+
+    @property
+    def exposed(self) -> float:
+        """Seconds during which communication is waited for."""
+        return max(0.0, self.total - self.computing / (1 - self.charge))
+
     @property
     def sequential(self) -> float:
         return self.computing + self.communicating
@@ -170,4 +177,5 @@ def _schedule(tasks: Sequence[Task], slots: Iterable[Slot], charge: float) -> Sc
         computing,
         communicating,
         bound(computing, communicating, charge),
+        charge if communicating else 0.0,
     )

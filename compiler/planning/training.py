@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from compiler.errors import UserError
 from compiler.planning import pipeline, streams
@@ -15,7 +15,7 @@ from compiler.planning.model import Model, Subject
 from compiler.planning.rates import Rates
 from compiler.planning.segments import Layer, backward, forward, together
 from compiler.planning.streams import Schedule, Task
-from compiler.planning.times import Times
+from compiler.planning.times import Sent, Times
 from dsl.deploy import Stage, Train
 
 
@@ -153,8 +153,7 @@ class Training:
         schedule = deployment.overlap.schedule
         hides = schedule in ("dualpipe", "two_microbatches")
         charge = rates.charge(deployment.overlap.sms) if hides else 0.0
-        cut = 2 if schedule == "two_microbatches" else 1
-        plans = _Plans(stages, charge, hides, cut)
+        plans = _Plans(stages, charge, hides, schedule == "two_microbatches")
         chunks = [
             pipeline.Times(
                 plans.forward(n).total,
@@ -213,7 +212,7 @@ class Training:
             stage = [self._stage_of(event.rank, chunk) for chunk in event.turn]
             plan = plans.of([c.kind for c in event.turn], stage)
             total += plan.communicating
-            exposed += plan.total - plans.computing_time(plan)
+            exposed += plan.exposed
         return total / self.ranks, exposed / self.ranks
 
     # -- state -----------------------------------------------------------------------------------
@@ -234,13 +233,9 @@ class Training:
             return 1.0
         if spread == ("replicas",):
             return float(one.copies)
-        return float(
-            self.subject.deployment.mesh.ways(tuple(a for a in spread if a in one.axes))
-        )
+        return float(self.subject.deployment.mesh.ways(tuple(a for a in spread if a in one.axes)))
 
-    def _memory(
-        self, held: Sequence[Sequence[Held]], run: pipeline.Run, times: Times
-    ) -> Memory:
+    def _memory(self, held: Sequence[Sequence[Held]], run: pipeline.Run, times: Times) -> Memory:
         train = self.train
         state = width(train.master) + 2 * width(train.moments)
         buffers = self._buffers(times)
@@ -249,12 +244,18 @@ class Training:
             shares = {name: [self._shares(name, h) for h in own] for name in _STATES}
             ranks.append(
                 Memory(
-                    sum(h.elements * h.bytes / s for h, s in zip(own, shares["parameters"], strict=True)),
+                    sum(
+                        h.elements * h.bytes / s
+                        for h, s in zip(own, shares["parameters"], strict=True)
+                    ),
                     sum(
                         h.elements * width(train.gradients) / s
                         for h, s in zip(own, shares["gradients"], strict=True)
                     ),
-                    sum(h.elements * state / s for h, s in zip(own, shares["optimizer"], strict=True)),
+                    sum(
+                        h.elements * state / s
+                        for h, s in zip(own, shares["optimizer"], strict=True)
+                    ),
                     run.peaks[rank],
                     0.0,
                     buffers,
@@ -271,7 +272,9 @@ class Training:
             own = 0.0
             for kernel in block.kernels:
                 if kernel.kind in ("dispatch", "combine"):
-                    copies = kernel.read / max(1.0, times.tokens) if kernel.kind == "combine" else 0.0
+                    copies = (
+                        kernel.read / max(1.0, times.tokens) if kernel.kind == "combine" else 0.0
+                    )
                     own += copies * times.tokens or kernel.read
             collectives = max(collectives, own)
         return 2 * collectives + (4 * self.model.boundary if self.ranks > 1 else 0.0)
@@ -298,86 +301,75 @@ class Training:
                 seconds += times.transfer("all_gather", times.reduced(reduced, axes))
             if twin:  # halves are exchanged with the twin, after the group has reduced its own
                 copies = float(members[0].copies)
-                seconds += times.transfer("send", self._to_twin((reduced + weights) / 2 / copies))
+                seconds += times.transfer("send", Sent((reduced + weights) / 2 / copies, 0.0))
             state = width(train.master) + 2 * width(train.moments)
             share = sum(h.elements / self._shares("optimizer", h) for h in members)
             touched += share * (width(train.gradients) + 2 * state) + weights
         return seconds + touched / times.rates.memory()
-
-    def _to_twin(self, bytes: float):  # type: ignore[no-untyped-def]
-        from compiler.planning.times import Sent
-
-        return Sent(bytes, 0.0)
 
 
 _STATES = ("parameters", "gradients", "optimizer")
 
 
 class _Plans:
-    """Schedules of chunks on two streams, each computed once."""
+    """Schedules of chunks on two streams; stages that are alike share them.
 
-    def __init__(self, stages: Sequence[_Stage], charge: float, hides: bool, cut: int):
+    Args:
+        hides: communication is overlapped; else it is waited for. ``charge``: the share of the
+            multiprocessors that it is left.
+        halves: a chunk runs as two micro-batches of half its size, side by side.
+    """
+
+    def __init__(self, stages: Sequence[_Stage], charge: float, hides: bool, halves: bool):
         self.stages = stages
         self.charge = charge
         self.hides = hides
-        self.cut = cut
-        self._known: dict[object, Schedule] = {}
+        self.halves = halves
+        alike: dict[tuple[int, ...], int] = {}
+        self._like = [alike.setdefault(tuple(map(id, s.layers)), n) for n, s in enumerate(stages)]
+        self._known: dict[tuple[str, ...], Schedule] = {}
 
-    def _plan(self, key: object, tasks: list[Task]) -> Schedule:
+    def _plan(self, kind: str, stages: Sequence[int], make: Callable[[], list[Task]]) -> Schedule:
+        key = (kind, *(str(self._like[n]) for n in stages))
         if key not in self._known:
-            if self.hides:
-                self._known[key] = streams.overlapped(tasks, self.charge)
-            else:
-                self._known[key] = streams.sequential(tasks)
+            tasks = make()
+            if self.halves and kind in "FB":
+                half = [replace(task, seconds=task.seconds / 2) for task in tasks]
+                tasks = together(half, half)
+            plan = streams.overlapped(tasks, self.charge) if self.hides else None
+            alone = streams.sequential(tasks)
+            self._known[key] = alone if plan is None or alone.total < plan.total else plan
         return self._known[key]
-
-    def _layers(self, stage: int) -> tuple[int, ...]:
-        return tuple(map(id, self.stages[stage].layers))
 
     def forward(self, stage: int) -> Schedule:
         layers = self.stages[stage].layers
-        return self._plan(("F", self._layers(stage)), self._halved(lambda: forward(layers)))
+        return self._plan("F", [stage], lambda: forward(layers))
 
     def backward(self, stage: int) -> Schedule:
         layers = self.stages[stage].layers
-        return self._plan(("B", self._layers(stage)), self._halved(lambda: backward(layers)))
+        return self._plan("B", [stage], lambda: backward(layers))
 
     def inputs(self, stage: int) -> Schedule:
         layers = self.stages[stage].layers
-        return self._plan(("I", self._layers(stage)), backward(layers, weights=False))
+        return self._plan("I", [stage], lambda: backward(layers, weights=False))
 
     def weight(self, stage: int) -> Schedule:
         layers = self.stages[stage].layers
-        return self._plan(("W", self._layers(stage)), backward(layers, inputs=False))
+        return self._plan("W", [stage], lambda: backward(layers, inputs=False))
 
     def pair_tasks(self, f: int, b: int) -> list[Task]:
-        return together(
-            forward(self.stages[f].layers, " F"), backward(self.stages[b].layers, " B")
-        )
+        """A forward and a backward chunk, side by side."""
+        return together(forward(self.stages[f].layers, " F"), backward(self.stages[b].layers, " B"))
 
     def pair(self, f: int, b: int) -> Schedule:
-        return self._plan(("FB", self._layers(f), self._layers(b)), self.pair_tasks(f, b))
+        return self._plan("pair", [f, b], lambda: self.pair_tasks(f, b))
 
     def of(self, kinds: Sequence[str], stages: Sequence[int]) -> Schedule:
+        """The schedule of a turn: one chunk, or a pair."""
         if len(kinds) > 1:
             return self.pair(stages[0], stages[1])
         by_kind = {"F": self.forward, "B": self.backward, "I": self.inputs, "W": self.weight}
         return by_kind[kinds[0]](stages[0])
-
-    def computing_time(self, plan: Schedule) -> float:
-        """Seconds during which something is computed."""
-        charge = self.charge if self.hides and plan.communicating else 0.0
-        return min(plan.total, plan.computing / (1 - charge))
-
-    def _halved(self, make):  # type: ignore[no-untyped-def]
-        """Two micro-batches of half the size each, side by side."""
-        tasks = make()
-        if self.cut == 1:
-            return tasks
-        from dataclasses import replace
-
-        half = [replace(t, seconds=t.seconds / self.cut) for t in tasks]
-        return together(*[half] * self.cut)
 
 
 def _overlap(stage: Stage, child: str, layers: range) -> range:
@@ -387,5 +379,3 @@ def _overlap(stage: Stage, child: str, layers: range) -> range:
             if low < high:
                 return range(low, high)
     return range(0)
-
-
