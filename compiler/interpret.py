@@ -22,10 +22,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compiler import semantics, spec
+from compiler import spec
 from compiler.ir import Dim, DType, Entry, Graph, Node, Parameter, Program, Type
+from compiler.meanings import meaning
 from compiler.rules import RuleError, Scope
 from compiler.semantics import MeaningError, Named
+from compiler.semantics_coded import stored
 from compiler.signatures import block_rows
 from dsl.diagnostics import Span
 from dsl.extents import ExtentError
@@ -87,6 +89,8 @@ class Interpreter:
         act: the activation dtype. With float64 everything is computed in it, f32 values included;
             otherwise in float32, and where a plain name rounds, its value is rounded to ``act``.
         sizes: constants' values where they are other than the program's.
+        coded: weights that the program keeps as codes are what these stand for already, and are
+            not quantised here.
     """
 
     def __init__(
@@ -95,8 +99,10 @@ class Interpreter:
         weights: Mapping[str, Tensor],
         act: torch.dtype = torch.float32,
         sizes: Mapping[str, int] | None = None,
+        coded: bool = False,
     ):
         self.program = program
+        self.coded = coded
         self.weights = weights
         self.act = act
         self.compute = torch.float64 if act == torch.float64 else torch.float32
@@ -113,6 +119,25 @@ class Interpreter:
         trace: dict[str, Tensor] | None = None,
         branches: Branches = "guard",
     ) -> Tensor:
+        """Run one step of an entry; see ``value``, whose result this is as a tensor.
+
+        Returns:
+            The entry's result, dims in the order of its type, in ``act`` if that is its dtype.
+        """
+        result = self.value(entry, inputs, state=state, rows=rows, trace=trace, branches=branches)
+        act = self.program.bodies[self.program.entries[entry].body].result.type.dtype == "act"
+        return result.tensor.to(self.act) if act else result.tensor
+
+    def value(
+        self,
+        entry: str,
+        inputs: Mapping[str, Tensor],
+        *,
+        state: CacheState | None = None,
+        rows: Sequence[int] | Tensor | None = None,
+        trace: dict[str, Tensor] | None = None,
+        branches: Branches = "guard",
+    ) -> Named:
         """Run one step of an entry.
 
         Args:
@@ -126,7 +151,7 @@ class Interpreter:
             branches: which side of each branch runs, instead of what its guard says.
 
         Returns:
-            The entry's result, dims in the order of its type, in ``act`` if that is its dtype.
+            The entry's result, which may be a bundle; a tensor's dims are in the order of its type.
 
         Raises:
             RunError: something is missing, or does not fit.
@@ -149,7 +174,7 @@ class Interpreter:
         result = replace(root, arguments=arguments).evaluate()
         state.length += time
         state.latest.update(step.after)
-        return result.tensor.to(self.act) if body.result.type.dtype == "act" else result.tensor
+        return result
 
 
 @dataclass(frozen=True)
@@ -185,6 +210,7 @@ class Frame:
         return tensor
 
     def parameter(self, name: str, type: Type) -> Tensor:
+        """A weight; one that is stored as codes is what these stand for."""
         path = join(self.path, name)
         if path not in self.interpreter.weights:
             raise MeaningError(f"there is no weight '{path}'")
@@ -192,6 +218,9 @@ class Frame:
         shape = [self.size(d) for d in type.dims]
         if list(tensor.shape) != shape:
             raise MeaningError(f"weight '{path}' is {list(tensor.shape)}, not {type} = {shape}")
+        coding = self.scope.parameter(name).coding
+        if coding is not None and not self.interpreter.coded:
+            tensor = stored(tensor.to(self.interpreter.compute), coding)
         if type.dtype == "act":
             tensor = tensor.to(self.interpreter.act)
         return tensor.to(self.dtype(type.dtype))
@@ -256,9 +285,8 @@ class Frame:
         arguments = {}
         for node, value in zip(graph.inputs, args, strict=True):
             order = tuple(outside.get(d, d) for d in node.type.names)
-            arguments[node.attrs["name"]] = Named(value.to(order), node.type.names)
-        result = replace(inside, arguments=arguments).evaluate()
-        return Named(result.tensor, tuple(outside.get(d, d) for d in result.dims))
+            arguments[node.attrs["name"]] = value.under(order, node.type.names)
+        return replace(inside, arguments=arguments).evaluate().called(outside)
 
     def run_block(
         self,
@@ -301,7 +329,9 @@ class Frame:
         return values[self.graph.output]
 
     def _value(self, node: Node, args: list[Named]) -> Named:
-        result: Named = getattr(semantics, spec.op(node).semantics)(node, args, self)
+        result: Named = meaning(spec.op(node).semantics)(node, args, self)
+        if node.type.dtype == "bundle":
+            return result
         tensor = result.to(node.type.names)
         shape = [self.size(d) for d in node.type.dims]
         if list(tensor.shape) != shape:

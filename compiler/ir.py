@@ -25,12 +25,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import networkx as nx
 
 from dsl.diagnostics import Span
 from dsl.extents import Extent
+
+if TYPE_CHECKING:
+    from compiler.coding import Coding
+    from dsl.deploy import Deployment
 
 # Reserved names of lengths that are known only when a step runs.
 TIME = Extent.name("time")  # positions asked for in this step, of one sequence
@@ -43,7 +47,9 @@ DYNAMIC = frozenset({"time", "history", "wanted", "rows"})
 KEPT = frozenset({"cache", "scan"})
 
 DimKind = Literal["plain", "time", "history", "rows"]
-DType = Literal["act", "f32", "i64", "bool"]  # act: the activation dtype the model runs in
+# act: the activation dtype the model runs in; bundle: several values as one (compiler/bundles.py);
+# coded: codes and scales (compiler/coding.py)
+DType = Literal["act", "f32", "i64", "bool", "bundle", "coded"]
 
 
 @dataclass(frozen=True)
@@ -93,11 +99,15 @@ class Type:
     """What a value is: element type and named dims, in the order of the source (lifted dims first).
 
     ``of`` is set for index values (dtype i64): the dim whose positions the elements are.
+    ``bundle`` is set for bundles: the ``pack`` that says what is in it, as ``body:node``; the dims
+    of a bundle are the loops that gave one each time. ``coding`` is set for coded values.
     """
 
     dtype: DType
     dims: tuple[Dim, ...]
     of: Dim | None = None
+    bundle: str = ""
+    coding: Coding | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,8 +120,9 @@ class Type:
         raise KeyError(name)
 
     def __str__(self) -> str:
-        of = f" of {self.of.name}" if self.of else ""
-        return f"{self.dtype}[{', '.join(self.names)}]{of}"
+        of = f" of {self.of.name if self.of else self.bundle}" if self.of or self.bundle else ""
+        coding = f" {{{self.coding}}}" if self.coding else ""
+        return f"{self.dtype}[{', '.join(self.names)}]{of}{coding}"
 
 
 @dataclass(frozen=True)
@@ -209,12 +220,17 @@ class Graph:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A stored tensor of a module, exactly as the checkpoint holds it."""
+    """A stored tensor of a module, exactly as the checkpoint holds it.
+
+    With ``coding`` it is kept as codes and scales: who reads it as ``type`` gets what these stand
+    for. Rows are the first axis, columns all others.
+    """
 
     name: str
     type: Type
     role: Literal["param", "state"] = "param"
     span: Span | None = None
+    coding: Coding | None = None
 
 
 @dataclass(frozen=True)
@@ -285,7 +301,8 @@ class Program:
     """A whole model, at one set of constants.
 
     ``constants`` gives the symbolic sizes their numbers. ``ignored`` are checkpoint tensors that
-    the model knows of and does not need (second copies).
+    the model knows of and does not need (second copies). ``deployment`` is what passes act on; the
+    text form shows what they made of it, not the deployment itself.
     """
 
     name: str
@@ -295,6 +312,7 @@ class Program:
     bodies: Mapping[str, Graph]
     entries: Mapping[str, Entry]
     ignored: tuple[str, ...] = ()
+    deployment: Deployment | None = None
 
     @property
     def sizes(self) -> dict[str, int]:

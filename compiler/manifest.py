@@ -29,6 +29,7 @@ from pydantic import (
 from compiler import tensors
 from compiler.errors import UserError
 from compiler.ir import DType, Program
+from compiler.manifest_coding import StoredRow
 from dsl.templates import numbered
 
 # Raised when a directory written by this version cannot be read by an older one, or the reverse.
@@ -86,6 +87,7 @@ class ParameterRow(_Row):
     shape: tuple[NonNegativeInt, ...]
     layout: Literal["row-major"] = "row-major"
     format: DType  # act: the dtype the model is run in
+    stored: StoredRow | None = None  # None: as ``format`` says; else it is kept as codes
     shard: tuple[str | None, ...] | None = None  # mesh axis of each dim; None: whole on every rank
     role: Literal["param", "state"]
     initial: Literal["matrix", "gain", "shift", "state"]
@@ -106,6 +108,7 @@ class ParameterRow(_Row):
             dims=pattern.dims,
             shape=pattern.shape,
             format=pattern.dtype,
+            stored=StoredRow.of(pattern.coding) if pattern.coding else None,
             role=pattern.role,
             initial=pattern.initial,
             entries=pattern.entries,
@@ -122,6 +125,7 @@ class ParameterRow(_Row):
             role=self.role,
             initial=self.initial,
             entries=self.entries,
+            coding=self.stored.coding() if self.stored else None,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn, cast, get_args
+from typing import Any, Literal, NoReturn, cast, get_args
 
 from compiler.ir import (
     Child,
@@ -22,8 +22,10 @@ from compiler.ir import (
     Program,
     Type,
 )
+from compiler.parse_coding import read_coding, read_format
 from dsl.diagnostics import Source, Span
 from dsl.extents import Extent
+from dsl.formats import NumberFormat
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -83,8 +85,15 @@ def parse(text: str) -> Program:
 class _Line:
     """The tokens of one line, read from left to right."""
 
-    def __init__(self, number: int, text: str, sources: dict[str, Source]):
+    def __init__(
+        self,
+        number: int,
+        text: str,
+        sources: dict[str, Source],
+        formats: dict[str, NumberFormat] | None = None,
+    ):
         self.number, self.text = number, text
+        self.formats = {} if formats is None else formats
         self.tokens: list[tuple[str, str]] = []
         self.span: Span | None = None
         self.at = 0
@@ -214,8 +223,12 @@ class _Line:
             if found:
                 self.need(",")
             found.append(self.dim(dims))
+        if dtype == "bundle":
+            self.need("of")
+            return Type("bundle", tuple(found), bundle=self.word())
         of = self.dim(dims) if self.take("of") else None
-        return Type(cast(DType, dtype), tuple(found), of)
+        coding = read_coding(self, self.formats) if self.take("{") else None
+        return Type(cast(DType, dtype), tuple(found), of, coding=coding)
 
     def value(self, dims: Mapping[str, Dim]) -> Any:
         kind, token = self.kind(), self.next()
@@ -231,6 +244,8 @@ class _Line:
             extent = self.extent()
             self.need(">")
             return extent
+        if token == "{":
+            return read_coding(self, self.formats)
         if token == "(":
             items: list[Any] = []
             while not self.take(")"):
@@ -251,7 +266,8 @@ class _Line:
 class _Reader:
     def __init__(self, text: str):
         sources: dict[str, Source] = {}
-        lines = [_Line(i, line, sources) for i, line in enumerate(text.split("\n"), 1)]
+        formats: dict[str, NumberFormat] = {}
+        lines = [_Line(i, line, sources, formats) for i, line in enumerate(text.split("\n"), 1)]
         self.lines = iter([line for line in lines if line.tokens])
 
     def program(self) -> Program:
@@ -276,6 +292,8 @@ class _Reader:
                 constants[key] = line.value({})
             elif what == "ignored":
                 ignored.append(line.word())
+            elif what == "format":
+                read_format(line, line.formats, line.span)
             elif what == "entry":
                 entry = self.entry(line)
                 entries[entry.name] = entry
@@ -335,8 +353,12 @@ class _Reader:
                 own = inner.word()
                 inner.need(":")
                 type = inner.type(dims)
-                role = "param" if what == "param" else "state"
-                parameters.append(Parameter(own, type, role, inner.span))  # type: ignore[arg-type]
+                role: Literal["param", "state"] = "param" if what == "param" else "state"
+                coding = None
+                if inner.take("stored"):
+                    inner.need("{")
+                    coding = read_coding(inner, inner.formats)
+                parameters.append(Parameter(own, type, role, inner.span, coding))
             elif what == "child":
                 own, array = inner.word(), None
                 if inner.take("["):

@@ -8,17 +8,21 @@ compiled.program                     # the last one
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 
 from compiler.ir import Program
 from compiler.verify import verify
 from dsl.constants import Choices
+from dsl.deploy_check import choose
 from dsl.program import CheckedProgram, open_program
 
 # In order. Names are those of interface.md; a pass is a module with ``run(program) -> program``.
-PASSES = ("sink", "order", "hoist", "recognise", "lifetimes")
+PASSES = ("select-fp8", "sink", "order", "hoist", "recognise", "fp8", "lifetimes")
 STAGES = ("elaborate", *PASSES)
+# Run only when asked for by name, each on what the pass it is given with left: training's graph is
+# none of inference's business.
+ON_REQUEST = {"differentiate": "recognise"}
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,18 @@ class Compiled:
         return self.stages[STAGES[-1]]
 
     def after(self, name: str) -> Program:
-        """The program as pass ``name`` left it.
+        """The program as pass ``name`` left it; a pass that is not in the pipeline runs now.
 
         Raises:
-            KeyError: no pass of this pipeline has that name.
+            KeyError: there is no pass of that name.
+            UserError: the pass does not support what the program does.
         """
+        if name in ON_REQUEST:
+            program: Program = import_module(f"compiler.passes.{name}").run(
+                self.stages[ON_REQUEST[name]]
+            )
+            verify(program, name)
+            return program
         return self.stages[name]
 
 
@@ -47,6 +58,7 @@ def compile_model(
     choices: Choices | None = None,
     *,
     model: str | None = None,
+    deploy: str | None = None,
     check: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Compiled:
@@ -56,6 +68,7 @@ def compile_model(
         file: a path, or a shipped model's name.
         choices: ``--set``, the checkpoint's config.json, ``--dims``.
         model: which model, of a file with several.
+        deploy: a deployment of the file: passes find it as ``program.deployment``.
         check: verify each pass as a translation (``--verify``): the program before and after it
             are run on a small random instance. Imports torch.
         progress: called with each stage's name before it runs.
@@ -66,24 +79,31 @@ def compile_model(
     """
     progress("elaborate")
     source = open_program(file, choices, model)
-    return run_passes(source, check=check, progress=progress)
+    return run_passes(source, deploy=deploy, check=check, progress=progress)
 
 
 def run_passes(
     source: CheckedProgram,
     *,
+    deploy: str | None = None,
     check: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Compiled:
     """The passes on a checked source; see ``compile_model``."""
-    program = import_module("compiler.passes.elaborate").run(source)
+    deployment = None if deploy is None else choose(source, deploy)
+    program = replace(import_module("compiler.passes.elaborate").run(source), deployment=deployment)
     verify(program, "elaborate")
     stages = {"elaborate": program}
     for name in PASSES:
         progress(name)
-        before, program = program, import_module(f"compiler.passes.{name}").run(program)
+        before, program = program, import_module(_module(name)).run(program)
         verify(program, name)
         if check:
             import_module("compiler.equivalence").equivalent(before, program)
         stages[name] = program
     return Compiled(source, stages)
+
+
+def _module(name: str) -> str:
+    """Where a pass stands: ``select-fp8`` in ``select_fp8.py``."""
+    return f"compiler.passes.{name.replace('-', '_')}"

@@ -1,10 +1,12 @@
-"""Which stored tensors a precision rule of a deployment speaks of."""
+"""Which stored tensors, and which contractions, a precision rule of a deployment speaks of."""
 
 from __future__ import annotations
 
 from compiler.ir import Graph, Node, Program
 from compiler.tensors import VIEWS, Place, places
 from dsl.deploy import PrecisionRule, Target
+
+CONTRACTIONS = frozenset({"contractions", "parameter", "named"})  # what such rules are for
 
 Stored = tuple[str, tuple[range, ...]]  # path and ranges of a compiler.tensors.Pattern
 
@@ -15,7 +17,7 @@ def weights_of(program: Program, rule: PrecisionRule) -> set[Stored]:
     Args:
         program: as elaborated: contractions must not have become composites.
     """
-    if rule.selects not in ("contractions", "parameter", "named"):
+    if rule.selects not in CONTRACTIONS:
         return set()
     everywhere = list(places(program))
     blocks = {place.key: place.module.block for place in everywhere}
@@ -33,6 +35,29 @@ def weights_of(program: Program, rule: PrecisionRule) -> set[Stored]:
                 path = f"{place.path}.{parameter.name}" if place.path else parameter.name
                 out.add((path, place.ranges))
     return out
+
+
+def names_of(
+    place: Place, parameter: str | None, value: str | None, blocks: dict[Stored, str]
+) -> set[tuple[str | None, str]]:
+    """What targets may call a contraction: its parameter, the value it defines, and all uses,
+    arrays and blocks it is in."""
+    named = _named(place, parameter or "", blocks)
+    return named | {(place.module.block, value)} if value else named
+
+
+def selects(rule: PrecisionRule, named: set[tuple[str | None, str]], parameter: str | None) -> bool:
+    """Whether a rule speaks of a contraction that goes by these names."""
+    if rule.selects == "parameter" and parameter is None:
+        return False
+    if rule.selects == "named" and not any(_is(target, named) for target in rule.targets):
+        return False
+    return rule.selects in CONTRACTIONS and not excepts(rule, named)
+
+
+def excepts(rule: PrecisionRule, named: set[tuple[str | None, str]]) -> bool:
+    """Whether a rule takes it out by name."""
+    return any(_is(target, named) for target in rule.exceptions)
 
 
 def _named(place: Place, parameter: str, blocks: dict[Stored, str]) -> set[tuple[str | None, str]]:

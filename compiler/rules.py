@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import reduce as fold
 
+from compiler import rules_coded
 from compiler.ir import Child, Dim, DType, Graph, Module, Node, Parameter, Program, Type
 from dsl.extents import Extent
 
@@ -77,7 +78,7 @@ class Scope:
 
 Rule = Callable[[Node, list[Node], Scope], Type]
 
-_WIDTH: dict[DType, int] = {"bool": 0, "i64": 1, "act": 2, "f32": 3}
+_WIDTH: dict[DType, int] = {"coded": -1, "bool": 0, "i64": 1, "act": 2, "f32": 3}
 _COMPARE = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"})
 _WHOLE = frozenset({"add", "sub", "mul", "pow", "neg", "abs", "floor", "ceil", "min", "max"})
 
@@ -88,6 +89,8 @@ def agrees(stored: Type, ruled: Type) -> bool:
         stored.dtype == ruled.dtype
         and set(stored.dims) == set(ruled.dims)
         and stored.of == ruled.of
+        and stored.bundle == ruled.bundle
+        and stored.coding == ruled.coding
     )
 
 
@@ -180,6 +183,8 @@ def position(node: Node, operands: list[Node], scope: Scope) -> Type:
 def param(node: Node, operands: list[Node], scope: Scope) -> Type:
     parameter = scope.parameter(node.attrs["param"])
     need(parameter.role == node.op, f"'{parameter.name}' is a {parameter.role}, not a {node.op}")
+    if node.type.dtype == "coded":
+        return rules_coded.stored(parameter)
     return parameter.type
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from compiler.ir import Dim, Node
+from compiler.semantics_coded import dequantize, quantize, scaled_contract  # noqa: F401
 from compiler.signatures import block_rows
 from compiler.spec import holds
 
@@ -54,6 +55,14 @@ class Named:
             if name not in self.dims:
                 tensor = tensor.unsqueeze(axis)
         return tensor
+
+    def under(self, order: Sequence[str], names: Sequence[str]) -> Named:
+        """The axes in this order, under other names: what a body calls its argument's."""
+        return Named(self.to(order), tuple(names))
+
+    def called(self, names: Mapping[str, str]) -> Named:
+        """The same with other names for some axes."""
+        return Named(self.tensor, tuple(names.get(d, d) for d in self.dims))
 
     def last(self, name: str) -> Named:
         """The same with this axis last."""

@@ -26,7 +26,10 @@ def result(body: Graph, found: Mapping[str, Dim], names: Mapping[str, str]) -> T
 
     type = body.result.type
     of = outside(type.of) if type.of else None
-    return Type(type.dtype, tuple(outside(d) for d in type.dims), of=of)
+    called = {d.name: outside(d).name for d in type.dims}
+    coding = type.coding and type.coding.along(*(called.get(n, n) for n in type.coding.over))
+    dims = tuple(outside(d) for d in type.dims)
+    return Type(type.dtype, dims, of, type.bundle, coding)
 
 
 def arguments(body: Graph, operands: list[Node], names: Mapping[str, str]) -> dict[str, Dim]:
@@ -49,18 +52,25 @@ def arguments(body: Graph, operands: list[Node], names: Mapping[str, str]) -> di
             wanted.type.dtype == given.type.dtype,
             f"{what} is {wanted.type.dtype}, not {given.type.dtype}",
         )
+        need(
+            wanted.type.bundle == given.type.bundle,
+            f"{what} is a bundle of {wanted.type.bundle}, not of {given.type.bundle}",
+        )
+        coding, own = wanted.type.coding, given.type.coding
+        inside = coding and coding.along(*(names.get(n, n) for n in coding.over))
+        need(inside == own, f"{what} is coded {{{inside}}}, not {{{own}}}")
         expected = {names.get(d.name, d.name): d for d in wanted.type.dims}
         need(
             expected.keys() == set(given.type.names),
             f"{what} has dims ({', '.join(expected)}), not ({', '.join(given.type.names)})",
         )
         for name, dim in expected.items():
-            own = given.type.dim(name)
+            own_dim = given.type.dim(name)
             need(
-                (own.size, own.kind) == (dim.size, dim.kind),
-                f"{what}: {describe(dim)} is given {describe(own)}",
+                (own_dim.size, own_dim.kind) == (dim.size, dim.kind),
+                f"{what}: {describe(dim)} is given {describe(own_dim)}",
             )
-            found[dim.name] = own
+            found[dim.name] = own_dim
     return found
 
 

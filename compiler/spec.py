@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 from compiler import rules, signatures
@@ -83,7 +84,7 @@ WHEN = Attr("a test such as ('time', '<=', 160)", _when)
 # says which bodies, and how often.
 Cost = Callable[[Node, Graph], Extent]
 
-WIDTHS: Mapping[DType, int] = {"bool": 1, "i64": 8, "act": 2, "f32": 4}
+WIDTHS: Mapping[DType, int] = {"bool": 1, "i64": 8, "act": 2, "f32": 4, "coded": 0}  # by format
 
 
 def nothing(node: Node, graph: Graph) -> Extent:
@@ -170,7 +171,6 @@ class Op:
 
     ``least`` and ``most`` count operands; ``most`` None is any number. ``meaning`` names a function
     of ``compiler/semantics.py``, the op's own name if it is empty. ``view`` ops move no data.
-    ``adjoint`` is kept free for the backward graph: the input's part and the weight's, as graphs.
     """
 
     name: str
@@ -183,17 +183,23 @@ class Op:
     flops: Cost = nothing
     runs: Callable[[Node, Graph], list[Run]] = _runs_nothing
     view: bool = False
-    adjoint: None = None
 
     @property
     def semantics(self) -> str:
         return self.meaning or self.name
 
+    @property
+    def adjoint(self) -> Callable[..., Any] | None:
+        """What emits the gradients of its operands; ``adjoints.NONE`` says why if nothing does."""
+        table: Mapping[str, Callable[..., Any]] = import_module("compiler.adjoints").ADJOINTS
+        return table.get(self.name)
+
     def bytes(self, node: Node, graph: Graph, widths: Mapping[DType, int] = WIDTHS) -> Extent:
         """Bytes read and written: each distinct operand once, and the result."""
 
         def size(node: Node) -> Extent:
-            return product(node.type.dims) * widths[node.type.dtype]
+            count, coding = product(node.type.dims), node.type.coding
+            return coding.total(count) if coding else count * widths[node.type.dtype]
 
         if self.view or not node.inputs or self.runs is not _runs_nothing:
             return Extent.of(0)
@@ -438,3 +444,7 @@ def scopes(program: Program) -> Iterator[tuple[Scope, Graph]]:
             if node.op in TABLE:
                 ran = runs(node, graph)
                 todo += [(scope.inside(run.child, run.over), run.body) for run in ran]
+
+
+for _more in ("bundles", "spec_coded"):  # more rows, in files of their own
+    import_module(f"compiler.{_more}")

@@ -18,6 +18,7 @@ from math import prod
 from typing import Literal
 
 from compiler.clashes import BadName, NameClash, Named, check_names, shown
+from compiler.coding import Coding
 from compiler.ir import KEPT, Child, DType, Graph, Module, NamePart, Node, Parameter, Program
 from compiler.passes import bounds
 from dsl.templates import TemplateError, filled, numbered
@@ -77,6 +78,7 @@ class Pattern:
     role: Literal["param", "state"]
     initial: Initial
     entries: tuple[str, ...]
+    coding: Coding | None = None  # it is kept as codes and scales
 
     def __len__(self) -> int:
         return prod(len(r) for r in self.ranges)
@@ -168,6 +170,7 @@ def patterns(program: Program) -> list[Pattern]:
                 role=parameter.role,
                 initial=_initial(parameter, bodies),
                 entries=tuple(e for e in program.entries if e in readers),
+                coding=parameter.coding,
             )
             if len(pattern):
                 found.append(Named(pattern, _said(place, part)))

@@ -37,10 +37,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from compiler.coding import Coding, declared
 from compiler.ir import Dim, Entry, Graph, Module, Node, Program, Type
 from compiler.parse import TextError, parse, resolve
 from dsl.diagnostics import Span
 from dsl.extents import Extent
+from dsl.formats import NumberFormat
 
 __all__ = ["TextError", "body_text", "node_text", "parse", "program_text", "same", "show"]
 
@@ -67,6 +69,8 @@ def show(value: Any) -> str:
             return f"<{value}>"
         case Dim():
             return f"`{value.name}`"
+        case Coding():
+            return _coding(value)
         case tuple():
             return f"({', '.join(show(v) for v in value)})"
     raise TypeError(f"{value!r} has no text form")
@@ -77,7 +81,8 @@ def program_text(program: Program) -> str:
     parts = [f"program {_word(program.name)} of {_word(program.root)}"]
     constants = [f"const {_word(k)} = {show(v)}" for k, v in program.constants.items()]
     ignored = [f"ignored {show(name)}" for name in program.ignored]
-    parts += ["\n".join(block) for block in (constants, ignored) if block]
+    formats = [_format(f) for f in _formats(program)]
+    parts += ["\n".join(block) for block in (constants, ignored, formats) if block]
     parts += ["\n".join(_module(m)) for m in program.modules.values()]
     if program.entries:
         parts.append("\n".join(_entry(e) for e in program.entries.values()))
@@ -146,7 +151,9 @@ class Keys:
 
     def type(self, type: Type) -> str:
         of = f" of {self.quoted(type.of)}" if type.of else ""
-        return f"{type.dtype}[{', '.join(self.quoted(d) for d in type.dims)}]{of}"
+        of = f" of {show(type.bundle)}" if type.bundle else of
+        coding = f" {_coding(type.coding)}" if type.coding else ""
+        return f"{type.dtype}[{', '.join(self.quoted(d) for d in type.dims)}]{of}{coding}"
 
     def show(self, value: Any) -> str:
         if isinstance(value, Dim):
@@ -197,7 +204,8 @@ def _module(module: Module) -> Iterator[str]:
     keys = Keys([*dims, *(c.array for c in module.children if c.array)])
     yield from keys.lines()
     for p in module.parameters:
-        yield f"  {p.role} {_word(p.name)} : {keys.type(p.type)}{_at(p.span)}"
+        stored = f" stored {_coding(p.coding)}" if p.coding else ""
+        yield f"  {p.role} {_word(p.name)} : {keys.type(p.type)}{stored}{_at(p.span)}"
     for c in module.children:
         array = f"[{keys.quoted(c.array)}]" if c.array else ""
         yield f"  child {_word(c.name)}{array} = {_word(c.module)}"
@@ -218,6 +226,38 @@ def _entry(entry: Entry) -> str:
             text += f" = {_word(item.shift_of)} {sign} {abs(item.shift)}"
         inputs.append(text)
     return f"entry {_word(entry.name)} = {_word(entry.body)}({', '.join(inputs)})"
+
+
+def _coding(coding: Coding) -> str:
+    """``{e4m3 1 x 128 of d}``."""
+    sides = ("all" if side is None else str(side) for side in (coding.rows, coding.columns))
+    over = [d if _DIM.match(d) else f"`{d}`" for d in coding.over]
+    words = [_word(coding.format.name), " x ".join(sides), *(["of", *over] if over else [])]
+    return f"{{{' '.join(words)}}}"
+
+
+def _format(format: NumberFormat) -> str:
+    return f"format {_word(format.name)} {' '.join(f'{k}={v}' for k, v in declared(format))}"
+
+
+def _formats(program: Program) -> Iterator[NumberFormat]:
+    """Every number format that occurs, those of its scales first."""
+    found: dict[str, NumberFormat] = {}
+
+    def add(format: NumberFormat | None) -> None:
+        if format is not None and format.name not in found:
+            add(format.scale)
+            found[format.name] = format
+
+    nodes = [n for graph in program.bodies.values() for n in graph]
+    parameters = [p for m in program.modules.values() for p in m.parameters]
+    for coding in [*(p.coding for p in parameters), *(n.type.coding for n in nodes)]:
+        add(coding.format if coding else None)
+    for node in nodes:
+        for value in node.attrs.values():
+            for item in value if isinstance(value, tuple) else (value,):
+                add(item.format if isinstance(item, Coding) else None)
+    yield from found.values()
 
 
 def _word(name: str) -> str:

@@ -10,7 +10,7 @@ A format is declared, never built in (``dsl/std/formats.arch``)::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ldexp
 
 from dsl import syntax as ast
@@ -74,8 +74,8 @@ class NumberFormat:
     scale: NumberFormat | None
     tile: Tile | None
     rounding: str
-    bases: tuple[str, ...]
-    span: Span
+    bases: tuple[str, ...] = field(compare=False)
+    span: Span = field(compare=False)
 
     def __str__(self) -> str:
         return self.name

@@ -46,7 +46,8 @@ def compile(
         dims: a preset of the file; its default preset unless given.
         set: values of constants, by their names or their keys in ``config.json``.
         checkpoint: a Hugging Face checkpoint folder, whose ``config.json`` gives the dims.
-        deploy: a deployment of the file.
+        deploy: a deployment of the file; what it asks for and no pass acts on yet is refused when
+            the program is saved.
         model: one of several models of the file.
 
     Raises:

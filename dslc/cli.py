@@ -30,6 +30,7 @@ COMMANDS = {
     "bench": "time a compiled model beside what its user would otherwise run",
     "compare": "find where two implementations of a model first differ, by source line",
     "init": "write a random checkpoint of a model",
+    "quantize": "write a checkpoint in published FP8, or an FP8 one in BF16",
     "models": "the models that ship with dslc",
 }
 NO_SUCH_FILE = "E0201"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dslc
 from compiler import directory, manifest, tensors
+from compiler.casts import Cast, casts, comments
+from compiler.deployed import refuse_what_is_not_acted_on
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
 from compiler.pairs import most_pairs
-from compiler.pipeline import STAGES, Compiled, compile_model
+from compiler.pipeline import ON_REQUEST, STAGES, Compiled, compile_model
 from compiler.report import Report, report
 from compiler.text import program_text
 from dsl.constants import Choices
@@ -20,9 +24,16 @@ from dsl.deploy_check import choose
 from dsl.diagnostics import near
 from dsl.requirements import limit_of
 from dslc.config import read_config
+from dslc.gpu import CPU, resolve
+
+if TYPE_CHECKING:
+    from backends.triton.ahead import Binary
+    from backends.triton.generate import Generated
 
 BACKENDS = ("pytorch",)
-TARGETS = ("cpu",)
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTISING = ("select-fp8", "fp8")
+SOURCE = "select-fp8"  # the stage that is nearest to the source and says how it is run
 
 Constant = int | float | bool | str | None
 
@@ -35,6 +46,7 @@ class Program:
     backend: str = "pytorch"
     target: str = "cpu"
     checkpoint: Path | None = None  # that the dims came from
+    dtype: str = "bfloat16"  # of activations, where a GPU's kernels are compiled for one
 
     @property
     def name(self) -> str:
@@ -53,24 +65,65 @@ class Program:
         """
         if stage is None:
             return self.compiled.program
-        if stage not in self.compiled.stages:
-            hint = near(stage, self.compiled.stages) or f"passes: {', '.join(STAGES)}"
+        known = (*STAGES, *ON_REQUEST)
+        if stage not in known:
+            hint = near(stage, known) or f"passes: {', '.join(known)}"
             raise UserError(f"there is no pass '{stage}'; {hint}")
         return self.compiled.after(stage)
 
     def graph(self, after: str | None = None) -> str:
-        """The text of the program after a pass; it can be parsed back."""
-        return program_text(self.after(after))
+        """The text of the program after a pass; it can be parsed back.
+
+        Where that pass quantises, comments behind it tell what was cast, what was left, and why.
+        """
+        text = program_text(self.after(after))
+        return (
+            text + "\n" + comments(self.casts()) if after in QUANTISING and self.casts() else text
+        )
+
+    def casts(self) -> list[Cast]:
+        """What the deployment's precision rules made of each contraction; none without such."""
+        return casts(self.compiled.after(STAGES[0]))
 
     def code(self) -> str:
-        """The text of ``model.py``."""
+        """The text of ``model.py``.
+
+        Raises:
+            UserError: the deployment asks for what no pass acts on yet.
+        """
         from backends.pytorch.emit import emit
 
-        return emit(self.compiled.program)
+        refuse_what_is_not_acted_on(self.compiled.program.deployment)
+        return self.generated.model if self.generated else emit(self.compiled.program)
+
+    @cached_property
+    def generated(self) -> Generated | None:
+        """The code for a GPU, its kernels included; None where the target is the CPU."""
+        target = resolve(self.target)
+        if target is None:
+            return None
+        from backends.triton.generate import generate
+
+        return generate(self.compiled.program, target, self.dtype)
+
+    def binaries(self, progress: Callable[[str], None] = lambda _: None) -> list[Binary]:
+        """The GPU's kernels, compiled; what was compiled before is taken from the cache.
+
+        Raises:
+            UserError: Triton is missing, or cannot compile one; the message names it.
+        """
+        from backends.triton.generate import binaries
+
+        return binaries(self.generated, progress) if self.generated else []
 
     def report(self, sequence: int = 4096) -> Report:
         """Parameters, cache and FLOPs; ``sequence`` is the length that FLOPs are counted at."""
         return report(self.compiled.after(STAGES[0]), sequence)
+
+    @property
+    def deployed(self) -> Deployment | None:
+        """The deployment that the program was compiled for."""
+        return self.compiled.program.deployment
 
     def deployment(self, name: str) -> Deployment:
         """One of the file's deployments, which holds at these sizes.
@@ -107,15 +160,20 @@ class Program:
 
         Raises:
             DirectoryError: there is something else, or it cannot be written.
-            UserError: the step of one token cannot be compiled.
+            UserError: the step of one token cannot be compiled, or the deployment asks for what no
+                pass acts on yet.
         """
         files = {
             "graph.txt": self.graph().encode(),
-            "source.txt": self.graph(STAGES[0]).encode(),
+            "source.txt": self.graph(SOURCE).encode(),
             "model.py": self.code().encode(),
         }
         if optimize is not None:
             files |= self._ahead(optimize, progress)
+        if self.generated is not None:
+            from backends.triton.generate import files as of_gpu
+
+            files |= of_gpu(self.generated, self.binaries(progress))
         source = self.compiled.source
         config = {
             name: declared.keys
@@ -123,7 +181,7 @@ class Program:
             if declared.keys
         }
         about = manifest.build(
-            self.compiled.after(STAGES[0]),
+            self.compiled.after(SOURCE),
             version=dslc.__version__,
             sources={unit.source.name: unit.source.text for unit in source.library.units},
             passes=STAGES,
@@ -131,6 +189,7 @@ class Program:
             config=config,
             context=self.context,
             pairs=most_pairs(self.compiled.program),
+            deployment=self.deployed.name if self.deployed else None,
             backend=self.backend,
             target=self.target,
         )
@@ -160,29 +219,30 @@ def compile_file(
     verify: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
+    dtype: str | None = None,
 ) -> Program:
     """See ``dslc.compile``.
 
     Args:
+        dtype: of activations, that a GPU's kernels are compiled for; as config.json says, or
+            bfloat16.
         verify: run the program before and after each pass, and compare.
         progress: called with each pass's name before it runs.
         note: called with each sentence that the user should know.
     """
     if backend not in BACKENDS:
         raise UserError(f"backend '{backend}' is not built yet; there is {', '.join(BACKENDS)}")
-    if target not in TARGETS:
-        raise UserError(f"target '{target}' is not built yet; there is {', '.join(TARGETS)}")
+    gpu = resolve(target)
     config = read_config(checkpoint) if checkpoint is not None else None
     choices = Choices(set=dict(set or {}), config=config, preset=dims)
-    compiled = compile_model(file, choices, model=model, check=verify, progress=progress)
+    compiled = compile_model(
+        file, choices, model=model, deploy=deploy, check=verify, progress=progress
+    )
     overruled = compiled.source.constants.overruled()
     if overruled:
         shown = ", ".join(overruled[:6]) + (" and more" if len(overruled) > 6 else "")
         note(f"config.json says otherwise than --dims {dims}, and is followed: {shown}")
-    if deploy is not None:
-        choose(compiled.source, deploy)
-        raise UserError(
-            f"deployment '{deploy}' has no mistakes, but programs are not compiled for deployments "
-            f"yet; dslc inspect {file} --deploy {deploy} shows it"
-        )
-    return Program(compiled, backend, target, checkpoint)
+    if dtype is None:
+        stored = (config or {}).get("dtype", (config or {}).get("torch_dtype"))
+        dtype = stored if stored in DTYPES else "bfloat16"
+    return Program(compiled, backend, gpu.name if gpu else CPU, checkpoint, dtype)

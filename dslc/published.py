@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from compiler.coding import Coding
 from compiler.errors import UserError
 from compiler.ir import Program
 from compiler.precision import Stored, weights_of
+from compiler.tensors import patterns
 from compiler.used import used
 from dsl import syntax as ast
 from dsl.constants import Choices, Constant, Constants, config_value, shown
 from dsl.deploy import Deployment, PrecisionRule
-from dsl.diagnostics import Diagnostics
+from dsl.diagnostics import DiagnosticError, Diagnostics
 from dsl.instances import Instances
 from dsl.program import CheckedProgram
 
@@ -125,6 +127,71 @@ def fp8_config(tile: tuple[int, int]) -> Config:
         "activation_scheme": "dynamic",
         "weight_block_size": list(tile),
     }
+
+
+def codings(program: Program) -> dict[str, Coding]:
+    """Which tensors a program keeps as codes, by their names in a checkpoint, and how.
+
+    Args:
+        program: as `select-fp8` left it.
+
+    Raises:
+        UserError: none, or not as such checkpoints are published.
+    """
+    found = {tensor.name: p.coding for p in patterns(program) if p.coding for tensor in p.tensors()}
+    deployment = program.deployment.name if program.deployment else ""
+    kept = set(found.values())
+    published = [
+        c
+        for c in kept
+        if (c.format.exponent, c.format.fraction, c.format.infinities) == (4, 3, False)
+        and c.format.scale is not None
+        and c.rows
+        and c.columns
+    ]
+    if not kept or len(published) < len(kept):
+        raise UserError(
+            f"the deployment '{deployment}' keeps no weights in E4M3 with a scale for each tile, "
+            "which is how FP8 checkpoints are published"
+        )
+    if len(kept) > 1:
+        raise UserError(
+            f"the deployment '{deployment}' has tiles of several sizes, and a checkpoint one"
+        )
+    return found
+
+
+def coding_config(coding: Coding) -> Config:
+    """``quantization_config`` for weights in this format and tile."""
+    assert coding.rows and coding.columns and coding.format.scale
+    config = fp8_config((coding.rows, coding.columns))
+    scale = coding.format.scale
+    return config if scale.fraction else config | {"scale_fmt": scale.name}
+
+
+def shipped_for(config: Config) -> str:
+    """The shipped model whose equations are those of a checkpoint.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    from dsl.files import shipped_models
+    from dsl.program import open_program
+
+    found = []
+    for name in shipped_models():
+        try:
+            source = open_program(name, Choices(config=config))
+        except DiagnosticError:
+            continue
+        if source.model is not None:
+            found.append(name)
+    if len(found) != 1:
+        what = ", ".join(found) if found else "none"
+        raise UserError(
+            f"shipped models that fit the checkpoint: {what}; --file names an .arch file"
+        )
+    return found[0]
 
 
 def _put_required(config: Config, need: ast.Require) -> None:

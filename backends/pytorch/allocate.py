@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from math import ceil, prod
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.ahead.decoder import Run
 from backends.pytorch.ahead.plan import SCALE, Plan
 from backends.pytorch.names import attribute_path
+from backends.pytorch.runtime.fp8 import CodedWeight, code_type
+from compiler.coding import Coding
 from compiler.manifest import ManifestError
 from compiler.tensors import Pattern, Tensor
 
@@ -50,6 +53,10 @@ class Memory:
 
     def needed(self, pattern: Pattern) -> int:
         """Bytes of all tensors of a pattern."""
+        if pattern.coding is not None:
+            codes, scales = coded_shapes(pattern.shape, pattern.coding)
+            one = prod(codes) * code_type(pattern.coding.format).itemsize + 4 * prod(scales)
+            return len(pattern) * one
         width = WIDTH.get(pattern.dtype, self._dtype.itemsize)
         first = next(iter(pattern.tensors()), None)
         if first is not None and self._place(attribute_path(first.path))[0] in self._blocked:
@@ -60,7 +67,8 @@ class Memory:
         """Memory for a tensor; the module's from now on."""
         dtype = self._dtype if tensor.dtype == "act" else torch.float32
         path = attribute_path(tensor.path)
-        made = self._made(path, tensor.shape, dtype)
+        coding = tensor.pattern.coding
+        made = self._coded(tensor, coding) if coding else self._made(path, tensor.shape, dtype)
         self._put(path, made, tensor.pattern.role == "param")
         self.names[path] = tensor.name
         return made
@@ -85,7 +93,7 @@ class Memory:
                 if pattern not in needed:
                     self._put(path, None, pattern.role == "param")
                 elif path not in self.names:
-                    self.of(tensor).zero_()
+                    zero(self.of(tensor))
 
     def _made(self, path: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         place, array, number = self._place(path)
@@ -97,6 +105,15 @@ class Memory:
         scale = self._allocated(place + SCALE, array, number, counts, torch.float32)
         run = self._widen
         return BlockedWeight(data, scale, dtype, lambda data, scale: run([data, scale])[0])
+
+    def _coded(self, tensor: Tensor, coding: Coding) -> CodedWeight:
+        codes, scales = coded_shapes(tensor.shape, coding)
+        return CodedWeight(
+            torch.empty(codes, dtype=code_type(coding.format), device=self._device),
+            torch.empty(scales, dtype=torch.float32, device=self._device),
+            coding,
+            self._dtype if tensor.dtype == "act" else torch.float32,
+        )
 
     def _place(self, path: str) -> tuple[str, str | None, str]:
         return self._plan.place(path) if self._plan else (path, None, "")
@@ -123,9 +140,26 @@ class Memory:
         if not trained or made is None:
             setattr(owner, name, made)
         else:
-            wide = not isinstance(made, BlockedWeight)
+            wide = not isinstance(made, (BlockedWeight, CodedWeight))
             setattr(owner, name, nn.Parameter(made, requires_grad=wide))
 
     def _owner(self, path: str) -> tuple[nn.Module, str]:
         owner, _, name = path.rpartition(".")
         return self._module.get_submodule(owner), name
+
+
+def coded_shapes(shape: Sequence[int], coding: Coding) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Shapes of the codes and of the scales of a parameter: rows are its first axis."""
+    rows, columns = (1, shape[0]) if len(shape) == 1 else (shape[0], prod(shape[1:]))
+    high, wide = coding.rows or max(rows, 1), coding.columns or max(columns, 1)
+    if coding.format.scale is None:
+        high, wide = max(rows, 1), max(columns, 1)
+    return tuple(shape), (ceil(rows / high), ceil(columns / wide))
+
+
+def zero(tensor: torch.Tensor) -> None:
+    if isinstance(tensor, CodedWeight):
+        tensor.codes.zero_()
+        tensor.scale.fill_(1)
+    else:
+        tensor.zero_()

@@ -247,7 +247,7 @@ class _Matcher:
             self.used.add(scale_name(tensor.name))
         if problem is None and stored.dtype == FP8:
             scale = self.checkpoint.tensors.get(scale_name(tensor.name))
-            problem = self._wrong_scale(stored, scale)
+            problem = wrong_scale(self.checkpoint, self.reader, stored, scale)
         if problem:
             self.problems.append((tensor.name, problem))
         else:
@@ -262,23 +262,6 @@ class _Matcher:
             self.missing.append(tensor)
         for entry in entries:
             self.lacking.setdefault(entry, []).append(tensor.name)
-
-    def _wrong_scale(self, stored: Stored, scale: Stored | None) -> str | None:
-        name = scale_name(stored.name)
-        block = self.checkpoint.block
-        if block is None:
-            return "is FP8, but config.json has no quantization_config.weight_block_size [R, C]"
-        if len(stored.shape) != 2:
-            return f"is FP8 {list(stored.shape)}; only matrices have blocks"
-        if scale is None:
-            return f"is FP8, but its scales '{name}' are missing"
-        expected = tuple(ceil(n / b) for n, b in zip(stored.shape, block, strict=True))
-        if scale.dtype != "F32" or scale.shape != expected:
-            return f"'{name}': expected F32 {list(expected)}, found {scale}"
-        if scale.is_cut_off:
-            return f"'{name}': {_cut_off(scale)}"
-        wrong = int((~torch.isfinite(self.reader.read(scale))).sum())
-        return f"'{name}': {wrong} of its scales are NaN or infinite" if wrong else None
 
     def extra(self, ignored: Iterable[str]) -> list[str]:
         """What nothing uses, without what was announced."""
@@ -314,6 +297,27 @@ class _Matcher:
 def scale_name(name: str) -> str:
     """Where the scales of a block-scaled FP8 tensor stand."""
     return f"{name}_scale_inv"
+
+
+def wrong_scale(
+    checkpoint: Checkpoint, reader: Reader, stored: Stored, scale: Stored | None
+) -> str | None:
+    """What is wrong with the scales of an FP8 weight; None if nothing is."""
+    name = scale_name(stored.name)
+    block = checkpoint.block
+    if block is None:
+        return "is FP8, but config.json has no quantization_config.weight_block_size [R, C]"
+    if len(stored.shape) != 2:
+        return f"is FP8 {list(stored.shape)}; only matrices have blocks"
+    if scale is None:
+        return f"is FP8, but its scales '{name}' are missing"
+    expected = tuple(ceil(n / b) for n, b in zip(stored.shape, block, strict=True))
+    if scale.dtype != "F32" or scale.shape != expected:
+        return f"'{name}': expected F32 {list(expected)}, found {scale}"
+    if scale.is_cut_off:
+        return f"'{name}': {_cut_off(scale)}"
+    wrong = int((~torch.isfinite(reader.read(scale))).sum())
+    return f"'{name}': {wrong} of its scales are NaN or infinite" if wrong else None
 
 
 def _wrong(tensor: Tensor, stored: Stored) -> str | None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 
 from backends.pytorch.emit_class import Argument, ClassWriter, code
+from backends.pytorch.emit_coded import Codings
+from backends.pytorch.emit_kernels import Kernels
 from backends.pytorch.emit_sizes import Constants
 from backends.pytorch.emit_text import WIDTH, spoken
 from backends.pytorch.emit_values import EmitError
@@ -20,34 +22,40 @@ from compiler.ir import Module, Program
 
 # What model.py may import from the runtime, where it is used.
 RUNTIME = [
-    "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top", "inf", "making",
-    "named", "softmax", "table", "top",
+    "Coded", "Coding", "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top",
+    "inf", "making", "named", "number_format", "paged", "quantize", "scaled_linear",
+    "softmax", "stacked", "table", "top", "wide",
 ]  # fmt: skip
-IMPORTED = ["torch", "F", "nn", "Tensor", *RUNTIME, "build"]
+IMPORTED = ["torch", "F", "nn", "Tensor", "kernels", *RUNTIME, "build"]
 
 __all__ = ["EmitError", "emit"]
 
 
-def emit(program: Program) -> str:
+def emit(program: Program, kernels: Kernels | None = None) -> str:
     """The text of a program's ``model.py``.
+
+    Args:
+        kernels: of a target that has some: what they compute is called as ``kernels.NAME(...)``.
 
     Raises:
         EmitError: the program holds something that this backend has no code for.
     """
-    return Emitter(program).text()
+    return Emitter(program, kernels).text()
 
 
 class Emitter:
     """Collects the classes of one program. Modules of one block whose texts are equal share one."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, kernels: Kernels | None = None):
         self.program = program
+        self.kernels = kernels
         self.scope = Scope(*IMPORTED)
         # Classes have the blocks' own names, whatever constants are called.
         self._names = {
             b: self.scope.take(b) for b in {m.block: 0 for m in program.modules.values()}
         }
         self.constants = Constants(dict(program.constants), self.scope)
+        self.codings = Codings(self.scope)
         self.reserved = [*IMPORTED, "next", "range", *self.constants.reserved]
         self._writers: dict[str, ClassWriter] = {}
         self._made: dict[str, tuple[str, list[Argument]]] = {}  # by module: class, arguments
@@ -90,10 +98,14 @@ class Emitter:
             root.method(entry.body)
         build = _build(self.made(self.program.root)[0])
         body = "\n\n\n".join("\n".join(lines) for lines in [*self._classes, build])
-        constants = "\n".join(self.constants.lines)
+        constants = "\n".join([*self.constants.lines, *self.codings.lines])
         span = root.module.span
         source = f" from {spoken(span.source.name)}" if span else ""
-        head = [f'"""{self.program.name}, written by dslc{source}."""', "", *_imports(body)]
+        head = [
+            f'"""{self.program.name}, written by dslc{source}."""',
+            "",
+            *_imports(body, constants),
+        ]
         parts = ["\n".join(head), constants] if constants else ["\n".join(head)]
         return "\n\n".join(parts) + "\n\n\n" + body + "\n"
 
@@ -107,13 +119,15 @@ def _build(name: str) -> list[str]:
     ]
 
 
-def _imports(body: str) -> list[str]:
-    text = "\n".join(code(body.splitlines()))  # comments speak of softmax and top too
+def _imports(body: str, constants: str) -> list[str]:
+    text = "\n".join([*code(body.splitlines()), constants])  # comments speak of softmax too
     used = [name for name in RUNTIME if re.search(rf"(?<![.\w]){name}\b", text)]
     lines = ["import torch"]
     if re.search(r"\bF\.", body):
         lines.append("import torch.nn.functional as F")
     lines += ["from torch import Tensor, nn", ""]
+    if re.search(r"\bkernels\.", text):
+        lines += ["import kernels  # beside this file", ""]
     line = f"from backends.pytorch.runtime import {', '.join(used)}"
     if len(line) <= WIDTH:
         return [*lines, line]

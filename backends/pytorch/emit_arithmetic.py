@@ -188,7 +188,7 @@ def contract(body: Body, node: Node) -> Value:
             before = body.values[name]
             if before.matrix is not None and not before.cheap and body.uses[name] > 1:
                 values[at] = body.cast(body.bind(body.nodes[name]), node.type.dtype)
-        result = _product(body, node, values, over)
+        result = product(body, node, values, over)
     for name in numbers:
         result = result.with_(binary(result.text, "*", body.values[name].text, PRODUCT))
     return result
@@ -201,7 +201,7 @@ def _masked(body: Body, name: str, value: Value, over: tuple[str, ...]) -> Value
     return body.within(value, [n for n in over if n != zero and n in value.axes])
 
 
-def _product(body: Body, node: Node, values: list[Value], over: tuple[str, ...]) -> Value:
+def product(body: Body, node: Node, values: list[Value], over: tuple[str, ...]) -> Value:
     """Elementwise products, a sum, or an einsum."""
     dtype = node.type.dtype
     axes = union(values, [*node.type.names, *over])

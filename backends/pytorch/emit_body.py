@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from backends.pytorch.emit_kernels import Group, unread
 from backends.pytorch.emit_ops import emit
 from backends.pytorch.emit_tables import roots
 from backends.pytorch.emit_text import Text, arguments, call, comment, method, wrapped
@@ -83,6 +84,10 @@ class Body:
         self._loops: dict[str, str] = {}
         self._variables: set[str] = set()  # nodes whose value is a variable of theirs already
         self.tables = roots(graph) if tables is None else tables
+        self.kernels = None if like else owner.emitter.kernels
+        self.groups: dict[str, tuple[Group, str]] = {}  # by root; and its prefix
+        self._grouped: set[str] = set()  # what a group's root stands for
+        self._unread: set[str] = set()  # what only groups use, and none reads
         for node in graph.inputs:
             name = self.names.take(self.stem(node))
             self.parameters.append((name, node))
@@ -112,6 +117,14 @@ class Body:
             if node.op != "input":
                 order.append(taken)
         self.uses[prefix + graph.output] += 1
+        if self.kernels is not None:
+            idle = {n.name for n in graph} - needed | (set() if prefix else self.tables)
+            program = self.owner.program
+            groups = list(self.kernels.groups(program, graph, frozenset(idle), bool(prefix)))
+            for group in groups:
+                self.groups[prefix + group.root] = group, prefix
+                self._grouped |= {prefix + name for name in group.covered - {group.root}}
+            self._unread |= {prefix + name for name in unread(graph, groups)}
         return order
 
     # -- the method ------------------------------------------------------------------------------
@@ -126,6 +139,18 @@ class Body:
 
     def write(self, node: Node) -> None:
         """Give a node its value, and a variable if it should have one."""
+        if node.name in self._grouped or node.name in self._unread:
+            return
+        if node.name in self.groups:
+            group, prefix = self.groups.pop(node.name)
+            if (computed := group.write(self, node, prefix)) is not None:
+                self._named(node, self.canonical(computed, node))
+                return
+            others = {prefix + name for name in group.covered - {group.root}} | self._unread
+            self._grouped -= others
+            self._unread.clear()
+            for name in [n for n in self.nodes if n in others]:
+                self.write(self.nodes[name])
         if node.op == "expand" and self._broadcast(node):
             self.values[node.name] = self.values[node.inputs[0]]
             self.uses[node.inputs[0]] += self.uses[node.name] - 1
@@ -135,6 +160,12 @@ class Body:
         else:
             self._shorten(node)
             value = self.canonical(emit(self, node), node)
+            if self.kernels is not None and value.number is None:
+                self.kernels.missed(self, node)
+        self._named(node, value)
+
+    def _named(self, node: Node, value: Value) -> None:
+        """This is a node's value: under a name of its own, if it should have one."""
         self.values[node.name] = value
         final = node.name == self.graph.output
         if value.number is not None or node.name in self._variables:

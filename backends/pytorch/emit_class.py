@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from backends.pytorch.emit_body import Body, Method
+from backends.pytorch.emit_coded import annotation
 from backends.pytorch.emit_sizes import Sizes, atoms
 from backends.pytorch.emit_tables import table
 from backends.pytorch.emit_text import WIDTH, Text, call, comment, spoken, wrapped
@@ -188,9 +189,10 @@ class ClassWriter:
         body = Body(self, graph, batched)
         result = body.run()
         needs_step = body.needs_step or entry
-        parameters = [f"{n}: Tensor" for n, _ in body.parameters]
+        parameters = [f"{n}: {annotation(p.type.dtype)}" for n, p in body.parameters]
         step = [f"{body.step}: Step"] if needs_step else []
-        head = f"def {{name}}({', '.join(['self', *step, *parameters])}) -> Tensor:"
+        gives = annotation(graph.result.type.dtype)
+        head = f"def {{name}}({', '.join(['self', *step, *parameters])}) -> {gives}:"
         history = any(d.kind == "history" for d in graph.result.type.dims)
         per_sequence = result.batched and not history
         signature = _signature(body) + note

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from backends.pytorch import emit_arithmetic as arithmetic
 from backends.pytorch import emit_calls as calls
+from backends.pytorch import emit_coded as coded
 from backends.pytorch import emit_composites as composites
 from backends.pytorch import emit_recurrences as recurrences
 from backends.pytorch.emit_text import SUM, Text, arguments, call, method, stretch
@@ -317,6 +318,9 @@ OPS: Mapping[str, Callable[[Body, Node], Value]] = {
     "iota": iota,
     "map": arithmetic.map,
     "contract": arithmetic.contract,
+    "quantize": coded.quantize,
+    "dequantize": coded.dequantize,
+    "scaled_contract": coded.scaled_contract,
     "reduce": arithmetic.reduce,
     "softmax": softmax,
     "cast": cast,

@@ -18,6 +18,7 @@ from math import prod
 import numpy as np
 import torch
 
+from backends.pytorch.runtime.fp8 import CodedWeight
 from compiler.tensors import Initial, Pattern, Tensor
 
 # By what a tensor does: the middle and half the width of its values. Gains stay near 1 and what is
@@ -57,6 +58,10 @@ def fill(
 
 def _fill_one(tensor: Tensor, into: torch.Tensor, seed: int) -> None:
     with torch.no_grad():
+        if isinstance(into, CodedWeight):
+            drawn = torch.from_numpy(values(tensor, seed)).view(tensor.shape)
+            into.fill(drawn.to(into.dtype).to(into.codes.device))
+            return
         flat = into.view(-1)
         for start in range(0, tensor.elements, CHUNK):
             stop = min(start + CHUNK, tensor.elements)

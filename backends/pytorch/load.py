@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 
 from backends.pytorch import initialise, weights
 from backends.pytorch.ahead.decoder import Decoder, loaded, obstacle, read_plan
+from backends.pytorch.ahead.rows import FewRows
 from backends.pytorch.allocate import Memory
 from backends.pytorch.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.inputs import InputError
@@ -23,6 +26,7 @@ from backends.pytorch.problems import listing
 from compiler.manifest import Manifest, ManifestError, digest, read, verified_files
 
 CODE = "model.py"
+KERNELS = "kernels/index.json"  # of a directory compiled for a GPU
 SOURCE_GRAPH = "source.txt"  # before passes rewrite it: has every value the source names
 DTYPES = {
     "float32": torch.float32,
@@ -77,7 +81,8 @@ def load(
         found = match(opened, patterns, manifest.ignored, hint="; ".join(differences))
     plan = read_plan(files)
     stored = found.checkpoint.dtype if found else None
-    run_dtype = dtype_of(dtype or stored or (plan.dtype if plan else torch.float32))
+    compiled_for = plan.dtype if plan else _gpu_dtype(files)
+    run_dtype = dtype_of(dtype or stored or compiled_for or torch.float32)
     notes = [*differences, *_notes(found)]
     if plan and (reason := obstacle(plan, place, run_dtype, found)):
         notes.append(f"the compiled decode step is not used: {reason}")
@@ -86,7 +91,12 @@ def load(
     needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
     pieces = loaded(plan, files) if plan else {}
 
-    module = _emitted(directory, files).build("meta", run_dtype)  # no memory yet
+    kernels = None
+    if manifest.target != "cpu":
+        from backends.triton.load import load_kernels  # Triton
+
+        kernels = load_kernels(directory, files, place, run_dtype, notes)
+    module = _emitted(directory, files, kernels).build("meta", run_dtype)  # no memory yet
     memory = Memory(module, place, run_dtype, plan, pieces)
     require("loading the weights", sum(memory.needed(p) for p in needed), place)
     if found:
@@ -103,11 +113,26 @@ def load(
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
     code = files[CODE].decode()
     decoder = Decoder(plan, pieces, memory.weight, module) if plan else None
-    return Model(module, manifest, memory.names, unavailable, notes, source, code, decoder)
+    products = None
+    if plan and plan.few_rows:
+        products = FewRows(pieces[plan.few_rows], pieces.get(plan.few_rows_of_blocks or ""))
+    model = Model(module, manifest, memory.names, unavailable, notes, source, code)
+    return model.ahead(decoder, products)
 
 
-def _emitted(directory: Path, files: dict[str, bytes]) -> ModuleType:
-    """The emitted module, from the very bytes that were checked."""
+def _gpu_dtype(files: dict[str, bytes]) -> str | None:
+    """What a GPU's kernels were compiled for, where there are some."""
+    return str(json.loads(files[KERNELS])["dtype"]) if KERNELS in files else None
+
+
+def _emitted(
+    directory: Path, files: dict[str, bytes], kernels: ModuleType | None = None
+) -> ModuleType:
+    """The emitted module, from the very bytes that were checked.
+
+    Args:
+        kernels: what it imports under that name.
+    """
     if CODE not in files:
         raise ManifestError(f"{directory} holds no {CODE}")
     name = f"dslc_compiled_{digest(files[CODE])[:16]}"
@@ -115,8 +140,25 @@ def _emitted(directory: Path, files: dict[str, bytes]) -> ModuleType:
     module.__file__ = str(directory / CODE)
     sys.modules[name] = module  # classes are looked up by their module's name
     remember_text(module, files[CODE].decode())
-    exec(compile(files[CODE], module.__file__, "exec"), module.__dict__)
+    with imported_as("kernels", kernels):
+        exec(compile(files[CODE], module.__file__, "exec"), module.__dict__)
     return module
+
+
+@contextmanager
+def imported_as(name: str, module: ModuleType | None) -> Iterator[None]:
+    """Meanwhile, importing the name gives the module, if there is one."""
+    if module is None:
+        yield
+        return
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from backends.pytorch import generate as generation
 from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.ahead.decoder import Decoder
+from backends.pytorch.ahead.rows import FewRows
 from backends.pytorch.inputs import (
     InputError,
     NotAvailable,
@@ -26,8 +28,12 @@ from backends.pytorch.names import attribute_path
 from backends.pytorch.places import located
 from backends.pytorch.problems import listing, message, told
 from backends.pytorch.runtime import Cache, Step
+from backends.pytorch.runtime.fp8 import CodedWeight, moved_codes
+from backends.pytorch.runtime.paged import PagedCache
 from compiler.errors import UserError
 from compiler.manifest import EntryRow, Manifest
+
+KEPT_AS_CODES = (BlockedWeight, CodedWeight)
 
 
 class IncompatibleKeys(NamedTuple):
@@ -57,7 +63,6 @@ class Model(nn.Module):
         notes: Sequence[str] = (),
         source: str | None = None,
         code: str = "",
-        decoder: Decoder | None = None,
     ):
         """
         Args:
@@ -65,7 +70,6 @@ class Model(nn.Module):
             unavailable: entries that cannot be run, and the tensors they lack.
             source: the text of the graph that names every value of the source, for ``trace``.
             code: the text of ``module``'s file.
-            decoder: takes the steps of one token of one sequence in the place of ``module``.
         """
         super().__init__()
         self.module = module
@@ -75,8 +79,19 @@ class Model(nn.Module):
         self._names = dict(names)
         self._unavailable = dict(unavailable)
         self._source = source
-        self._decoder = decoder
+        self._decoder: Decoder | None = None
+        self._products: FewRows | None = None
         self.register_state_dict_post_hook(_rename_to_checkpoint)
+
+    def ahead(self, decoder: Decoder | None, products: FewRows | None) -> Model:
+        """This model, with code that was compiled ahead of time.
+
+        Args:
+            decoder: takes the steps of one token of one sequence in the place of ``module``.
+            products: within it, ``module`` multiplies faster. Not where gradients are wanted.
+        """
+        self._decoder, self._products = decoder, products
+        return self
 
     # -- running ----------------------------------------------------------------------------------
 
@@ -169,7 +184,9 @@ class Model(nn.Module):
                     raise InputError(f"token {int(token)} is not one of 0 .. {below - 1}")
                 rows = self._decoder.step(token, step)
             else:
-                rows = getattr(self.module, entry)(step, *given)
+                fast = None if torch.is_grad_enabled() else self._products
+                with fast or nullcontext():
+                    rows = getattr(self.module, entry)(step, *given)
         except UserError:
             raise
         except Exception as error:
@@ -227,7 +244,7 @@ class Model(nn.Module):
                 batch * (capacity * self.cache_bytes_per_token() + self.state_bytes()),
                 self.device,
             )
-        return Cache(batch, capacity)
+        return (Cache if self.manifest.target == "cpu" else PagedCache)(batch, capacity)
 
     generate = generation.generate
 
@@ -301,12 +318,15 @@ class Model(nn.Module):
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
         self._decoder = None  # it has the weights that there were
+        (change, *_) = arguments
+        coded = moved_codes(self.module, change)
         for module in self.module.modules():
             held: dict[str, Any] = module._parameters
             for name, weight in held.items():
                 if isinstance(weight, BlockedWeight):
                     held[name] = nn.Parameter(weight.wide(), requires_grad=False)
-        return super()._apply(*arguments, **options)
+        with coded:
+            return super()._apply(*arguments, **options)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -325,7 +345,7 @@ class Model(nn.Module):
             wrong = [(name, "missing") for name in missing if strict]
             wrong += [(name, "not one of the model's") for name in unexpected if strict]
             raise InputError(message("the state dict does not fit:", told(wrong + shapes)))
-        if not assign and any(isinstance(w, BlockedWeight) for w in self.module.parameters()):
+        if not assign and any(isinstance(w, KEPT_AS_CODES) for w in self.module.parameters()):
             raise InputError("weights that are kept in FP8 cannot be replaced: pass assign=True")
         self._decoder = None if assign else self._decoder
         known = {ours[name]: tensor for name, tensor in state_dict.items() if name in mine}
@@ -374,5 +394,5 @@ def _rename_to_checkpoint(
         key = f"{prefix}module.{path}"
         if key in state_dict:
             tensor = state_dict.pop(key)
-            tensor = tensor.wide() if isinstance(tensor, BlockedWeight) else tensor
+            tensor = tensor.wide() if isinstance(tensor, KEPT_AS_CODES) else tensor
             state_dict[prefix + name] = tensor

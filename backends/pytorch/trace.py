@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from backends.pytorch.inputs import InputError
+from backends.pytorch.runtime.fp8 import wide
 from compiler.interpret import Interpreter
 from compiler.text import parse
 
@@ -38,8 +39,8 @@ def trace(
         for tensor in row.pattern().tensors():
             weight = model.weight(tensor.path)
             if weight is not None:
-                weights[tensor.path] = weight.detach().cpu()
-    interpreter = Interpreter(program, weights, act=model.dtype)
+                weights[tensor.path] = wide(weight.detach(), weight.dtype).cpu()
+    interpreter = Interpreter(program, weights, act=model.dtype, coded=True)
     argument = program.entries[entry].inputs[0].name
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 
 from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.checkpoint import Checkpoint, CheckpointError, Match, Source
+from backends.pytorch.runtime.fp8 import CodedWeight
 from backends.pytorch.tensorfile import DTYPES, Reader, Stored, TensorFileError
 from compiler.tensors import Tensor
 
@@ -59,6 +60,9 @@ class _Filler:
 
     def fill(self, source: Source, into: torch.Tensor) -> None:
         stored = source.stored
+        if isinstance(into, CodedWeight):
+            self._coded(source, into)
+            return
         if source.scale is not None:
             assert self.checkpoint.block is not None
             if isinstance(into, BlockedWeight):
@@ -73,6 +77,21 @@ class _Filler:
             self.weights.read(stored, into)
         else:
             into.copy_(self._read(stored))
+
+    def _coded(self, source: Source, into: CodedWeight) -> None:
+        """Codes as they are stored, if they are such; else the weight is quantised now."""
+        block = self.checkpoint.block
+        if source.scale is None or block is None:
+            into.fill(self._read(source.stored).to(into.codes.device))
+            return
+        tile = (into.coding.rows, into.coding.columns)
+        if block == tile and into.codes.dtype == DTYPES[source.stored.dtype]:
+            into.codes.copy_(self._read(source.stored))
+            into.scale.copy_(self.scales.read(source.scale))
+            return
+        exact = torch.empty(source.stored.shape)
+        dequantise(self._read(source.stored), self.scales.read(source.scale), block, exact)
+        into.fill(exact.to(into.codes.device))
 
     def _read(self, stored: Stored) -> torch.Tensor:
         """As it is stored; valid until the next one is read."""

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from backends.pytorch.memory import keep_freed
 from compiler.errors import UserError
 from dslc.bench.contestants import Absent, Setup, maker
 
@@ -21,6 +22,7 @@ def main() -> None:
     def answer(**fields: Any) -> None:
         print(json.dumps(fields), file=answers, flush=True)
 
+    keep_freed()  # as `dslc run` does; the others are given it too
     name, asked = json.loads(sys.stdin.readline())
     for key in ("directory", "checkpoint", "scratch"):
         asked[key] = Path(asked[key]) if asked[key] is not None else None

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compiler.errors import UserError
 from compiler.pipeline import PASSES
 from dslc.commands.options import add_json, add_source, compiled, not_yet
 from dslc.config import read_config
 from dslc.terminal import large, steps
+
+if TYPE_CHECKING:
+    from dslc.program import Program
 
 DTYPES = ("float32", "bfloat16")
 
@@ -40,39 +44,60 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="that --optimize compiles for (as the checkpoint's config.json says, or bfloat16)",
+        help="that --optimize, or a GPU's kernels, are compiled for (as config.json says, or "
+        "bfloat16)",
     )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.emit in ("triton", "mlir") or options.dialect:
+    if options.emit == "mlir" or options.dialect:
         raise not_yet(f"--emit {options.emit}")
-    if options.optimize and options.target != "cpu":
+    on_cpu = options.target == "cpu"
+    if options.emit == "triton" and on_cpu:
+        raise UserError("--emit triton prints a GPU's kernels: name one, as in --target sm_90")
+    if options.optimize and not on_cpu:
         raise UserError(f"--optimize compiles for the CPU, not for --target {options.target}")
-    if options.dtype and not options.optimize:
-        raise UserError("--dtype says what --optimize compiles for; dslc run takes a --dtype too")
+    if options.dtype and on_cpu and not options.optimize:
+        raise UserError(
+            "--dtype says what --optimize and a GPU's kernels are compiled for; dslc run takes a "
+            "--dtype too"
+        )
     with steps(options.file) as show:
         program = compiled(options, show, options.verify)
     if options.emit or options.after:
-        text = program.code() if options.emit == "pytorch" else program.graph(options.after)
-        print(text, end="")
+        print(_text(program, options), end="")
         return 0
     output = options.output or Path("build") / Path(options.file).stem
     if options.optimize:
         with steps(options.file) as show:
             program.save(output, optimize=_dtype(options), progress=show)
     else:
-        program.save(output)
+        with steps(options.file) as show:
+            program.save(output, progress=show)
     report = program.report()
     if options.json:
         found = {"directory": str(output), "model": program.name, "parameters": report.parameters}
         print(json.dumps(found))
     else:
         print(f"{output}: {program.name}, {large(report.parameters)} parameters")
+        if program.generated is not None:
+            from dslc.gpu import show_kernels
+
+            show_kernels(program.generated, program.binaries())
         if options.verify:
             print(f"verified: {', '.join(PASSES)} change no result on a small random instance")
     return 0
+
+
+def _text(program: Program, options: argparse.Namespace) -> str:
+    """What ``--emit`` prints."""
+    if options.emit == "pytorch":
+        return program.code()
+    if options.emit == "triton":
+        assert program.generated is not None
+        return program.generated.kernels
+    return program.graph(options.after)
 
 
 def _dtype(options: argparse.Namespace) -> str:

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from dslc.commands.options import add_json, setting
+from dslc.commands.options import add_json, add_sizes
 from dslc.terminal import note, progress, steps
 
 DEFAULT = ("dsv3", "small")  # where no FILE is named
@@ -23,16 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="an .arch file, or the name of a shipped model (dsv3, at its preset small)",
     )
-    parser.add_argument("--model", metavar="NAME", help="one of several models of the file")
-    parser.add_argument("--dims", metavar="PRESET", help="a preset of the file, such as small")
-    parser.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        type=setting,
-        help="a constant's value, by its name or its key in config.json; may be repeated",
-    )
+    add_sizes(parser)
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),

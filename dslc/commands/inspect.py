@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 
+from compiler.casts import Cast
 from compiler.manifest import ContextRow
 from compiler.report import Report
 from dsl import deploy_show
@@ -26,21 +27,46 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    name, options.deploy = options.deploy, None  # shown, not compiled for
     with steps(options.file) as show:
         program = compiled(options, show)
         report = program.report(options.sequence)
-    deployment = program.deployment(name) if name is not None else None
+    deployment = program.deployed
     if options.json:
         data = as_data(report)
         if deployment is not None:
             data["deployment"] = deploy_show.describe(deployment)
+            data["precision"] = [vars(row) for row in program.casts()]
         print(json.dumps(data))
         return 0
     _print(report, program.context)
     if deployment is not None:
-        table((f"deployment {name}", "", ""), deploy_show.rows(deployment), left=3)
+        table((f"deployment {deployment.name}", "", ""), deploy_show.rows(deployment), left=3)
+        _print_casts(program.casts())
     return 0
+
+
+def _print_casts(rows: list[Cast]) -> None:
+    """The contractions that precision rules speak of or might have, and what became of them."""
+    if not rows:
+        return
+    table(
+        ("contraction", "parameter", "at", "source", "activations", "weights", "", "count"),
+        [
+            (
+                row.value or "",
+                row.parameter or "",
+                row.path or "the model",
+                row.source,
+                row.activations or "left",
+                row.weights or "left",
+                row.reason,
+                f"{row.count:,}",
+            )
+            for row in rows
+        ],
+        left=7,
+        spare=3,
+    )
 
 
 def as_data(report: Report) -> dict[str, object]:

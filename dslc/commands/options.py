@@ -22,6 +22,18 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", metavar="FILE", help="an .arch file, or the name of a shipped model"
     )
+    add_sizes(parser)
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        type=Path,
+        help="a Hugging Face checkpoint, whose config.json gives the dims",
+    )
+    parser.add_argument("--deploy", metavar="NAME", help="a deployment of the file")
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Which model of a file, and its constants."""
     parser.add_argument("--model", metavar="NAME", help="one of several models of the file")
     parser.add_argument("--dims", metavar="PRESET", help="a preset of the file, such as small")
     parser.add_argument(
@@ -32,13 +44,6 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         type=setting,
         help="a constant's value, by its name or its key in config.json; may be repeated",
     )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        type=Path,
-        help="a Hugging Face checkpoint, whose config.json gives the dims",
-    )
-    parser.add_argument("--deploy", metavar="NAME", help="a deployment of the file")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +91,7 @@ def compiled(
         verify,
         progress,
         note,
+        getattr(options, "dtype", None),
     )
 
 

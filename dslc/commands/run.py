@@ -94,12 +94,14 @@ def run(options: argparse.Namespace) -> int:
 
     from backends.pytorch.inputs import check_prompts
     from backends.pytorch.load import load
+    from backends.pytorch.memory import keep_freed
     from backends.pytorch.sampling import check
     from dslc.transcript import Transcript, Watch
 
     # Before weights are loaded, which may take minutes.
     check(options.temperature, options.top_p, options.min_p)
     check_prompts(read(options.directory), prompts, options.max_new_tokens)
+    keep_freed()
     with progress("loading") as bar:
         model = load(
             options.directory,

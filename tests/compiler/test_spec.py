@@ -39,10 +39,10 @@ def node(program: Program, body: str, name: str) -> tuple[spec.Node, spec.Graph]
 
 
 def test_every_op_has_a_meaning() -> None:
-    from compiler import semantics
+    from compiler.meanings import meaning
 
-    missing = [op.name for op in spec.TABLE.values() if not hasattr(semantics, op.semantics)]
-    assert not missing
+    for op in spec.TABLE.values():
+        assert callable(meaning(op.semantics)), op.name
 
 
 def test_the_table_does_not_need_torch() -> None:

@@ -17,7 +17,7 @@ from backends.pytorch.ahead.blocks import (
     rows_of_blocks,
     widened,
 )
-from backends.pytorch.ahead.build import OPTIONS
+from backends.pytorch.ahead.build import packaged
 from backends.pytorch.weights import dequantise
 
 BLOCK = (128, 128)
@@ -52,26 +52,24 @@ def made(matrices: int, n: int, k: int, count: int, seed: int = 0) -> tuple[Tens
     return x, data, *scales, pick
 
 
-def packaged(folder: Path, *examples: Tensor):
+def compiled_code(folder: Path, *examples: Tensor):
     """``All`` as machine code, for operands of any size; what is 1 in the examples stays 1."""
     sizes = [dict.fromkeys(range(x.ndim), Dim.AUTO) for x in examples]
     program = torch.export.export(All(), examples, dynamic_shapes=tuple(sizes), strict=False)
     path = folder / "all.pt2"
-    torch._inductor.aoti_compile_and_package(
-        program, package_path=str(path), inductor_configs=OPTIONS
-    )
+    path.write_bytes(packaged(program))
     return torch._inductor.aoti_load_package(str(path))
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    return packaged(tmp_path_factory.mktemp("many"), *made(3, 200, 300, 4))
+    return compiled_code(tmp_path_factory.mktemp("many"), *made(3, 200, 300, 4))
 
 
 @pytest.fixture(scope="module")
 def compiled_for_one(tmp_path_factory):
     """A row and a matrix: what most weights of a decode step are multiplied with."""
-    return packaged(tmp_path_factory.mktemp("one"), *made(1, 200, 300, 1))
+    return compiled_code(tmp_path_factory.mktemp("one"), *made(1, 200, 300, 1))
 
 
 @pytest.mark.parametrize(

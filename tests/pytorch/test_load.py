@@ -57,6 +57,7 @@ def test_what_a_directory_holds():
         "shape": [8, 20],
         "layout": "row-major",
         "format": "act",
+        "stored": None,
         "shard": None,
         "role": "param",
         "initial": "matrix",

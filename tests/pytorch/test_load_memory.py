@@ -47,7 +47,7 @@ def test_a_model_and_one_tensor(folder, stored, run):
     found = json.loads(done.stdout)
     model, tensor = found["model"], 2 * found["largest_tensor"]  # as stored, in f32 at most
     assert model > 40e6 > 10 * tensor
-    # Tensors this small also go where the imports' freed memory lay, which is resident already (5 MB
-    # and more on some machines): the lower bound only holds that the loading was seen at all.
+    # Tensors this small also go where the imports' freed memory lay, which is resident already (5
+    # MB and more on some machines): the lower bound only holds that the loading was seen at all.
     assert 0.7 * model < found["peak_anonymous"] < model + tensor + 7e6
     assert found["peak_file_backed"] < 20e6

@@ -152,51 +152,63 @@ DSLC_FAST static void dslc_rows(const void* x, int x_is_bf16, const uint8_t* w, 
   }
 }
 
+// What widening needs.
+typedef struct {
+  float values[256];
+#ifdef DSLC_WIDE
+  dslc_table wide;
+#endif
+} dslc_widening;
+
+static dslc_widening dslc_make_widening(void) {
+  dslc_widening made;
+  for (unsigned i = 0; i < 256; ++i) made.values[i] = dslc_float(dslc_widened(i));
+#ifdef DSLC_WIDE
+  made.wide = dslc_make_table();
+#endif
+  return made;
+}
+
+// out[k] = mine[k] * along[k / columns], rounded once.
+DSLC_FAST static void dslc_widen_row(const dslc_widening* by, const uint8_t* mine,
+                                     const float* along, void* out, int to_bf16, int64_t k,
+                                     int64_t columns) {
+  for (int64_t i = 0; i < k; i += columns) {
+    int64_t j = i, stop = i + columns < k ? i + columns : k;
+    float scale = along[i / columns];
+#ifdef DSLC_WIDE
+    for (; to_bf16 && j + 64 <= stop; j += 64) {
+      __m512i part[2];
+      dslc_widen(&by->wide, mine + j, &part[0], &part[1]);
+      for (int lane = 0; lane < 4; ++lane) {  // of each 16 weights, 8 stand in either part
+        __m128i first = _mm512_extracti32x4_epi32(part[0], 0);
+        __m128i last = _mm512_extracti32x4_epi32(part[1], 0);
+        part[0] = _mm512_shuffle_i64x2(part[0], part[0], 0x39);
+        part[1] = _mm512_shuffle_i64x2(part[1], part[1], 0x39);
+        __m256i both = _mm256_set_m128i(last, first);
+        __m512 values = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(both), 16));
+        __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(values, _mm512_set1_ps(scale)));
+        _mm256_storeu_si256((__m256i*)((uint16_t*)out + j + lane * 16), (__m256i)rounded);
+      }
+    }
+#endif
+    for (; j < stop; ++j) {
+      float value = by->values[mine[j]] * scale;
+      if (to_bf16) ((uint16_t*)out)[j] = dslc_rounded(value);
+      else ((float*)out)[j] = value;
+    }
+  }
+}
+
 // out[n, k] = w[n, k] * scale[n / rows, k / columns], rounded once.
 DSLC_FAST static void dslc_widen_all(const uint8_t* w, const float* scale, void* out, int to_bf16,
                                      int64_t n, int64_t k, int64_t rows, int64_t columns) {
-  int64_t across = (k + columns - 1) / columns;
-  float table[256];
-  for (unsigned i = 0; i < 256; ++i) table[i] = dslc_float(dslc_widened(i));
-#pragma omp parallel
-  {
-#ifdef DSLC_WIDE
-    dslc_table wide = dslc_make_table();
-#endif
-#pragma omp for schedule(static)
-  for (int64_t row = 0; row < n; ++row) {
-    const uint8_t* mine = w + row * k;
-    const float* along = scale + row / rows * across;
-    for (int64_t i = 0; i < k; i += columns) {
-      int64_t j = i, stop = i + columns < k ? i + columns : k;
-      float by = along[i / columns];
-#ifdef DSLC_WIDE
-      if (to_bf16) {
-        for (; j + 64 <= stop; j += 64) {
-          __m512i part[2];
-          dslc_widen(&wide, mine + j, &part[0], &part[1]);
-          for (int lane = 0; lane < 4; ++lane) {  // of each 16 weights, 8 stand in either part
-            __m128i first = _mm512_extracti32x4_epi32(part[0], 0);
-            __m128i last = _mm512_extracti32x4_epi32(part[1], 0);
-            part[0] = _mm512_shuffle_i64x2(part[0], part[0], 0x39);
-            part[1] = _mm512_shuffle_i64x2(part[1], part[1], 0x39);
-            __m256i both = _mm256_set_m128i(last, first);
-            __m512 values = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(both), 16));
-            __m256bh rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(values, _mm512_set1_ps(by)));
-            _mm256_storeu_si256((__m256i*)((uint16_t*)out + row * k + j + lane * 16),
-                                (__m256i)rounded);
-          }
-        }
-      }
-#endif
-      for (; j < stop; ++j) {
-        float value = table[mine[j]] * by;
-        if (to_bf16) ((uint16_t*)out)[row * k + j] = dslc_rounded(value);
-        else ((float*)out)[row * k + j] = value;
-      }
-    }
-  }
-  }
+  int64_t across = (k + columns - 1) / columns, width = to_bf16 ? 2 : 4;
+  dslc_widening by = dslc_make_widening();
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < n; ++row)
+    dslc_widen_row(&by, w + row * k, scale + row / rows * across, (char*)out + row * k * width,
+                   to_bf16, k, columns);
 }
 
 static AOTITorchError dslc_new(AtenTensorHandle like, int64_t n, int64_t k, int32_t dtype,

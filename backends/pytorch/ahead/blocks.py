@@ -34,7 +34,7 @@ def rows_of_blocks(
     Returns:
         [count, n] in the dtype of ``x``, summed in f32.
     """
-    wide = torch.stack([_exact(data[i], scale[i], rows, columns) for i in pick.tolist()])
+    wide = torch.stack([exact(data[i], scale[i], rows, columns) for i in pick.tolist()])
     return torch.einsum("rk,rnk->rn", x.float(), wide).to(x.dtype)
 
 
@@ -66,7 +66,7 @@ def _(
 @torch.library.custom_op("dslc::widened", mutates_args=())
 def widened(data: Tensor, scale: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     """A matrix [n, k] in float32 or bfloat16, each number rounded once."""
-    return _exact(data, scale, rows, columns).to(dtype)
+    return exact(data, scale, rows, columns).to(dtype)
 
 
 @widened.register_fake
@@ -74,7 +74,7 @@ def _(data: Tensor, scale: Tensor, rows: int, columns: int, dtype: torch.dtype) 
     return data.new_empty(data.shape, dtype=dtype)
 
 
-def _exact(data: Tensor, scale: Tensor, rows: int, columns: int) -> Tensor:
+def exact(data: Tensor, scale: Tensor, rows: int, columns: int) -> Tensor:
     spread = scale.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
     return data.view(torch.float8_e4m3fn).float() * spread[: data.shape[0], : data.shape[1]]
 

@@ -17,7 +17,8 @@ from torch._inductor import aoti_compile_and_package
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 
-from backends.pytorch.ahead.blocks import SHIMS, NeedsWide, widened
+from backends.pytorch.ahead import blocks, rows
+from backends.pytorch.ahead.blocks import NeedsWide, widened
 from backends.pytorch.ahead.pieces import cut
 from backends.pytorch.ahead.plan import FILE_NAME, Call, Plan
 from backends.pytorch.ahead.processor import features
@@ -30,10 +31,12 @@ RUNTIME = "from backends.pytorch.runtime import"
 TRACED_WITH = "from backends.pytorch.ahead.onetoken import"
 DTYPES = ("float32", "bfloat16")
 WIDEN = "decode/widen.pt2"
+FEW_ROWS = "decode/rows.pt2"
+FEW_ROWS_OF_BLOCKS = "decode/rows_of_blocks.pt2"
+SHIMS = "aot_inductor.custom_ops_to_c_shims"
 OPTIONS: dict[str, Any] = {
     "cpp.dynamic_threads": True,  # as many as the process that runs it has
     "aot_inductor.package_constants_in_so": True,  # tables: weights are arguments
-    "aot_inductor.custom_ops_to_c_shims": SHIMS,
 }
 
 
@@ -63,7 +66,7 @@ def build(
     files = {}
     for number, (name, program) in enumerate(programs.items()):
         progress(f"machine code, {number + 1} of {len(programs)}")
-        files[name] = _packaged(program)
+        files[name] = packaged(program)
     return {**files, FILE_NAME: (plan.model_dump_json(indent=1) + "\n").encode()}
 
 
@@ -98,6 +101,11 @@ def traced(
     programs = {_file(number): program for number, program in enumerate(pieces.programs)}
     if block:
         programs[WIDEN] = _widening(block, getattr(torch, dtype))
+    fast = dtype == "bfloat16" and set(rows.NEEDS) <= set(features())
+    if fast:
+        programs[FEW_ROWS] = _few_rows()
+    if fast and block:
+        programs[FEW_ROWS_OF_BLOCKS] = _few_rows_of_blocks(block)
     plan = Plan(
         dtype=dtype,
         torch=torch.__version__,
@@ -105,6 +113,8 @@ def traced(
         features=features(),
         block=block,
         widen=WIDEN if block else None,
+        few_rows=FEW_ROWS if fast else None,
+        few_rows_of_blocks=FEW_ROWS_OF_BLOCKS if fast and block else None,
         calls=tuple(
             Call(
                 piece=_file(use.piece),
@@ -142,9 +152,33 @@ def _widening(block: tuple[int, int], dtype: torch.dtype) -> ExportedProgram:
         def forward(self, data: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
             return widened(data, scale, *block, dtype)
 
-    data, scale = torch.zeros(7, 5, dtype=torch.uint8), torch.zeros(3, 2)
-    sizes = [{0: Dim.AUTO, 1: Dim.AUTO}, {0: Dim.AUTO, 1: Dim.AUTO}]
-    return torch.export.export(Widen(), (data, scale), dynamic_shapes=sizes, strict=False)
+    return _of_any_size(Widen(), torch.zeros(7, 5, dtype=torch.uint8), torch.zeros(3, 2))
+
+
+def _few_rows() -> ExportedProgram:
+    """``rows.few_rows`` for matrices of any size."""
+
+    class Product(nn.Module):
+        def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return rows.few_rows(x, weight)
+
+    return _of_any_size(Product(), torch.zeros(5, 6).bfloat16(), torch.zeros(7, 6).bfloat16())
+
+
+def _few_rows_of_blocks(block: tuple[int, int]) -> ExportedProgram:
+    """``rows.few_rows_of_blocks`` for matrices of any size."""
+
+    class Product(nn.Module):
+        def forward(self, x: torch.Tensor, data: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return rows.few_rows_of_blocks(x, data, scale, *block)
+
+    data = torch.zeros(7, 6, dtype=torch.uint8)
+    return _of_any_size(Product(), torch.zeros(5, 6).bfloat16(), data, torch.zeros(3, 2))
+
+
+def _of_any_size(module: nn.Module, *matrices: torch.Tensor) -> ExportedProgram:
+    sizes = [{0: Dim.AUTO, 1: Dim.AUTO} for _ in matrices]
+    return torch.export.export(module, matrices, dynamic_shapes=sizes, strict=False)
 
 
 def _any_number(path: str) -> str:
@@ -160,15 +194,29 @@ def _model(code: str, dtype: torch.dtype) -> nn.Module:
     return made.requires_grad_(False)
 
 
-def _packaged(program: ExportedProgram) -> bytes:
+def packaged(program: ExportedProgram) -> bytes:
+    """A program as machine code, with what ``blocks.h`` and ``rows.h`` hold where it calls that.
+
+    Raises:
+        UserError: Inductor failed.
+    """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "piece.pt2"
         try:
-            aoti_compile_and_package(program, package_path=str(path), inductor_configs=OPTIONS)
+            options = {**OPTIONS, SHIMS: _shims(program)}
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
         except Exception as error:  # no compiler, or one that fails
             raise UserError(f"--optimize: Inductor failed: {_first_line(error)}") from error
         return path.read_bytes()
+
+
+def _shims(program: ExportedProgram) -> dict[Any, list[str]]:
+    """The code behind the operators of ours that a program uses."""
+    used = {node.target for node in program.graph.nodes}
+    if used & rows.SHIMS.keys():
+        return {**blocks.SHIMS, **rows.SHIMS}
+    return blocks.SHIMS if used & blocks.SHIMS.keys() else {}
 
 
 def _file(number: int) -> str:

@@ -23,6 +23,7 @@ from backends.pytorch.runtime import Step
 from compiler.manifest import ManifestError
 
 Run = Callable[[list[Tensor]], list[Tensor]]
+Held = Mapping[str, Tensor | None]
 
 
 def read_plan(files: Mapping[str, bytes]) -> Plan | None:
@@ -39,7 +40,7 @@ def read_plan(files: Mapping[str, bytes]) -> Plan | None:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ManifestError(f"{FILE_NAME}: {place}: {first['msg']}") from None
-    for name in [*(call.piece for call in plan.calls), *([plan.widen] if plan.widen else [])]:
+    for name in sorted(plan.packages):
         if name not in files:
             raise ManifestError(f"{FILE_NAME} names {name}, which is not there")
     return plan
@@ -126,7 +127,7 @@ class Decoder:
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
             and all(cache.holds(path) for path in self._caches)
-            and all(_address(owner, name) == there for owner, name, there in self._held)
+            and all(_address(held, name) == there for held, name, there in self._held)
         )
 
     def __deepcopy__(self, memo: object) -> None:
@@ -144,7 +145,7 @@ class Decoder:
         return values[self._plan.logits]
 
 
-def _held(plan: Plan, module: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
+def _held(plan: Plan, module: nn.Module) -> Iterator[tuple[Held, str, object]]:
     """Where the weights are that a plan reads; of an array, those of its first block."""
     for path in dict.fromkeys(path for call in plan.calls for path in call.weights):
         if path.endswith(SCALE):
@@ -155,12 +156,12 @@ def _held(plan: Plan, module: nn.Module) -> Iterator[tuple[nn.Module, str, objec
             path = f"{array}.{first}.{rest}"
         place, _, name = path.rpartition(".")
         owner = module.get_submodule(place)
-        yield owner, name, _address(owner, name)
+        held: Held = owner._parameters if name in owner._parameters else owner._buffers
+        yield held, name, _address(held, name)
 
 
-def _address(owner: nn.Module, name: str) -> object:
-    held: Mapping[str, Tensor | None] = owner._parameters
-    tensor = held[name] if name in held else owner._buffers.get(name)
+def _address(held: Held, name: str) -> object:
+    tensor = held.get(name)
     if tensor is None:
         return None
     # One that is kept as bytes has no memory of its own.
@@ -174,8 +175,7 @@ def loaded(plan: Plan, files: Mapping[str, bytes]) -> dict[str, Run]:
         ManifestError: torch cannot load one.
     """
     try:
-        names = {call.piece for call in plan.calls} | ({plan.widen} if plan.widen else set())
-        return {name: _loaded(files[name]) for name in sorted(names)}
+        return {name: _loaded(files[name]) for name in sorted(plan.packages)}
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ManifestError(f"the compiled decode step cannot be loaded: {reason}") from None

@@ -39,8 +39,16 @@ class Plan(_Row):
     features: tuple[str, ...]  # of the CPU, that the code may use
     block: tuple[int, int] | None = None  # rows and columns with one scale, where there are such
     widen: str | None = None  # the package that widens a weight with scales
+    few_rows: str | None = None  # the package for products of a few rows: rows.few_rows
+    few_rows_of_blocks: str | None = None  # and with such weights
     calls: tuple[Call, ...]
     logits: NonNegativeInt  # the value that is the result [1, vocab]
+
+    @cached_property
+    def packages(self) -> frozenset[str]:
+        """The names of all compiled files."""
+        others = (self.widen, self.few_rows, self.few_rows_of_blocks)
+        return frozenset({*(call.piece for call in self.calls), *(o for o in others if o)})
 
     @cached_property
     def blocked(self) -> frozenset[str]:

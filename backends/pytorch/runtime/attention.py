@@ -71,7 +71,10 @@ def attention(
         for (equation, left, right, *_), query, key in zip(scored, queries, keys, strict=True):
             stretch = query.narrow(left.index("t"), begin, end - begin)
             product = torch.einsum(equation, stretch, sight.near(key, right.index("s")))
-            total = product if total is None else total + product
+            if total is None:
+                total = product
+            else:
+                total = total + product if total.requires_grad else total.add_(product)
         assert total is not None
         seen = sight.near(values, held.index("s"))
         out.append(torch.einsum(summed, sight.softmax(total), seen))
@@ -156,6 +159,9 @@ class _Sight:
         unseen = ~self.mask.reshape(shape)
         # The least finite number, not -inf: a row that sees nothing stays without NaN, forward
         # and backward.
-        scores = scores.masked_fill(unseen, torch.finfo(scores.dtype).min)
-        p = torch.softmax(scores, -1)
-        return p.masked_fill(unseen, 0) if self.may_see_nothing else p
+        least = torch.finfo(scores.dtype).min
+        if scores.requires_grad:
+            p = torch.softmax(scores.masked_fill(unseen, least), -1)
+            return p.masked_fill(unseen, 0) if self.may_see_nothing else p
+        p = torch.softmax(scores.masked_fill_(unseen, least), -1)  # they are nobody else's
+        return p.masked_fill_(unseen, 0) if self.may_see_nothing else p

@@ -1,0 +1,265 @@
+"""Compiling kernels ahead of time, on a machine without a GPU; what was compiled once is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from backends.triton.kernel import Config, Kernel
+from backends.triton.targets import Target
+from compiler.errors import UserError
+
+CACHE = "DSLC_KERNEL_CACHE"
+RECORD = 1  # of what the cache holds; another number, another key
+WORKER = Path(__file__).with_name("worker.py")
+IMPORTS = "import triton\nimport triton.language as tl\n\n"
+
+
+@dataclass(frozen=True)
+class Binary:
+    """A compiled kernel.
+
+    Attributes:
+        image: the file with the machine code; metadata: the file with what Triton says about it.
+        registers: of a thread; stack: bytes of local memory of a thread.
+        spills: instructions that write registers to local memory or read them back.
+        shared: bytes of shared memory of a program.
+        products: how often each instruction that multiplies matrices occurs: HGMMA, QGMMA, ...
+        cached: it was found, not compiled.
+    """
+
+    kernel: Kernel
+    config: Config
+    target: Target
+    image: Path
+    metadata: Path
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    products: Mapping[str, int]
+    seconds: float
+    cached: bool
+
+    @property
+    def warpgroup(self) -> bool:
+        """It multiplies with Hopper's warpgroup instructions (``wgmma``)."""
+        return any(name.endswith("GMMA") for name in self.products)
+
+
+def compile_ahead(
+    wanted: Iterable[tuple[Kernel, Config]],
+    target: Target,
+    progress: Callable[[str], None] = lambda _: None,
+    processes: int | None = None,
+) -> list[Binary]:
+    """Compile each kernel in each of its configurations, in as many processes as there are cores.
+
+    What an earlier call compiled with the same text, tiles and Triton is taken from
+    ``$DSLC_KERNEL_CACHE``, or ``~/.cache/dslc/kernels``.
+
+    Args:
+        progress: told how far it is.
+
+    Raises:
+        UserError: Triton is not installed, or cannot compile one of them; the message names it.
+    """
+    triton = triton_version()
+    jobs = list(wanted)
+    keys = [_key(kernel, config, target, triton) for kernel, config in jobs]
+    folder = cache_folder()
+    found = {key: kept for key in keys if (kept := _kept(folder / key)) is not None}
+    before = set(found)
+    missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in found}
+    if missing:
+        found |= _compile_missing(missing, target, folder, progress, processes or _cores())
+    return [
+        Binary(
+            kernel=kernel,
+            config=config,
+            target=target,
+            image=folder / key / f"kernel.{target.binary}",
+            metadata=folder / key / "kernel.json",
+            cached=key in before,
+            **found[key],
+        )
+        for key, (kernel, config) in zip(keys, jobs, strict=True)
+    ]
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    if own := os.environ.get(CACHE):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dslc" / "kernels"
+
+
+def request(kernel: Kernel, config: Config, target: Target) -> dict[str, Any]:
+    """What the worker is asked."""
+    signature = {argument.name: argument.type for argument in kernel.arguments}
+    signature |= dict.fromkeys(config.constants, "constexpr")
+    helpers = "\n\n".join(text.strip() for _, text in kernel.helpers)
+    return {
+        "name": kernel.name,
+        "text": f"{IMPORTS}{helpers}\n\n{kernel.source.strip()}\n",
+        "signature": signature,
+        "constants": dict(config.constants),
+        "aligned": [i for i, argument in enumerate(kernel.arguments) if argument.aligned],
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "target": [target.backend, target.arch, target.warp],
+    }
+
+
+@cache
+def triton_version() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        raise UserError(
+            "kernels for a GPU take Triton, which is not installed: pip install 'dslc[triton]'"
+        ) from None
+
+
+def _key(kernel: Kernel, config: Config, target: Target, triton: str) -> str:
+    asked = json.dumps([RECORD, triton, request(kernel, config, target)], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()[:40]
+
+
+def _kept(folder: Path) -> dict[str, Any] | None:
+    try:
+        about = json.loads((folder / "about.json").read_bytes())
+        return dict(about) if (folder / "kernel.json").is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _compile_missing(
+    missing: Mapping[str, tuple[Kernel, Config]],
+    target: Target,
+    folder: Path,
+    progress: Callable[[str], None],
+    processes: int,
+) -> dict[str, dict[str, Any]]:
+    """Compile what is missing, and keep it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    todo: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for key in missing:
+        todo.put(key)
+    done: dict[str, dict[str, Any]] = {}
+    problems: list[UserError] = []
+    lock = threading.Lock()
+
+    def serve() -> None:
+        with _Worker() as worker:
+            while not problems:
+                try:
+                    key = todo.get_nowait()
+                except queue.Empty:
+                    return
+                kernel, config = missing[key]
+                try:
+                    about = _compile_one(worker, kernel, config, target, folder, key)
+                except UserError as problem:
+                    problems.append(problem)
+                    return
+                with lock:
+                    done[key] = about
+                    progress(f"{target.name} kernels, {len(done)} of {len(missing)}: {kernel.name}")
+
+    threads = [threading.Thread(target=serve) for _ in range(min(processes, len(missing)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if problems:
+        raise problems[0]
+    return done
+
+
+def _compile_one(
+    worker: _Worker, kernel: Kernel, config: Config, target: Target, folder: Path, key: str
+) -> dict[str, Any]:
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix="new-"))
+    try:
+        answer = worker.ask({**request(kernel, config, target), "folder": str(temporary)})
+        if "error" in answer:
+            raise UserError(
+                f"Triton {triton_version()} cannot compile kernel {kernel.name} for "
+                f"{target.name} with {config.text()}: {answer['error']}"
+            )
+        (temporary / "about.json").write_text(json.dumps(answer))
+        if not (folder / key).exists():
+            temporary.rename(folder / key)
+        return answer
+    except OSError as error:
+        if _kept(folder / key) is not None:  # another process was faster
+            return dict(_kept(folder / key) or {})
+        raise UserError(f"compiled kernels cannot be kept in {folder}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Worker:
+    """A process that compiles one kernel after another."""
+
+    def __enter__(self) -> _Worker:
+        # -P: the worker's folder is not searched for modules.
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.said: list[str] = []
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+        return self
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line)
+
+    def ask(self, asked: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(asked) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self.process.wait()
+            self.listener.join(1)
+            last = "".join(self.said[-3:]).strip() or f"status {self.process.returncode}"
+            return {"error": f"its compiler died: {last}"}
+        return dict(json.loads(answer))
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

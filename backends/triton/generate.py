@@ -1,0 +1,102 @@
+"""A program for a GPU: ``model.py``, ``kernels.py``, and the kernels' binaries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backends.pytorch.emit import emit
+from backends.triton.ahead import Binary, compile_ahead, triton_version
+from backends.triton.kernel import Operator
+from backends.triton.select import Fallback, Selection
+from backends.triton.targets import Target
+from backends.triton.write import kernels_text
+from compiler.ir import Program
+
+INDEX = "kernels/index.json"
+CODE = "kernels.py"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What is written for a GPU.
+
+    Attributes:
+        model, kernels: the texts of ``model.py`` and ``kernels.py``.
+        operators: the functions of ``kernels.py``.
+        fallbacks: what torch computes.
+    """
+
+    target: Target
+    dtype: str
+    model: str
+    kernels: str
+    operators: tuple[Operator, ...]
+    fallbacks: tuple[Fallback, ...]
+
+
+def generate(program: Program, target: Target, dtype: str) -> Generated:
+    """Choose the kernels of a program and write its code.
+
+    Args:
+        dtype: of activations: bfloat16, float16 or float32.
+    """
+    selection = Selection(target, dtype)
+    model = emit(program, selection)
+    operators = tuple(selection.operators.values())
+    about = f"The kernels of {program.name} for {target.name}, activations {dtype}."
+    return Generated(
+        target,
+        dtype,
+        model,
+        kernels_text(operators, about),
+        operators,
+        tuple(selection.fallbacks),
+    )
+
+
+def binaries(generated: Generated, progress: Callable[[str], None]) -> list[Binary]:
+    """Every kernel in every configuration that its launcher may pick, compiled.
+
+    Raises:
+        UserError: Triton is missing, or cannot compile one; the message names it.
+    """
+    kernels = {k.name: k for operator in generated.operators for k in operator.kernels}
+    wanted = [(k, config) for k in kernels.values() for config in k.configs]
+    return compile_ahead(wanted, generated.target, progress)
+
+
+def files(generated: Generated, compiled: list[Binary]) -> dict[str, bytes]:
+    """The compiled directory's files: texts, binaries, and the index that ``binaries.py`` reads."""
+    out = {CODE: generated.kernels.encode()}
+    rows = []
+    numbers: dict[str, int] = {}
+    for binary in compiled:
+        number = numbers[binary.kernel.name] = numbers.get(binary.kernel.name, -1) + 1
+        stem = f"kernels/{binary.kernel.name}.{number}"
+        out[f"{stem}.{binary.target.binary}"] = binary.image.read_bytes()
+        out[f"{stem}.json"] = binary.metadata.read_bytes()
+        rows.append(
+            {
+                "kernel": binary.kernel.name,
+                "file": f"{stem}.{binary.target.binary}",
+                "metadata": f"{stem}.json",
+                "arguments": [[a.name, a.type, a.aligned] for a in binary.kernel.arguments],
+                "constants": dict(binary.config.constants),
+                "num_warps": binary.config.num_warps,
+                "num_stages": binary.config.num_stages,
+                "registers": binary.registers,
+                "spills": binary.spills,
+                "shared": binary.shared,
+                "products": dict(binary.products),
+            }
+        )
+    index = {
+        "target": generated.target.name,
+        "dtype": generated.dtype,
+        "triton": triton_version(),
+        "kernels": rows,
+    }
+    out[INDEX] = (json.dumps(index, indent=1) + "\n").encode()
+    return out

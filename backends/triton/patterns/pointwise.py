@@ -1,0 +1,356 @@
+"""Chains of elementwise nodes, and the views between them, as one kernel.
+
+An element of the result is followed back through the graph: each node is asked for its value at an
+index, and asks its operands at theirs. A view is another index, a stack a choice by index, so a
+rotation of pairs becomes two reads and a choice. What is not elementwise is read from memory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from backends.pytorch.emit_body import Body
+from backends.pytorch.emit_kernels import Group
+from backends.triton.families.pointwise import Leaf, Pointwise, generate
+from backends.triton.patterns.context import Context, calls, packed
+from compiler.ir import Dim, Node
+
+ROOTS = frozenset({"map", "cast", "stack", "concat"})
+VIEWS = frozenset({"part", "select", "unflatten", "flatten", "rename", "expand"})
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "bool": 1}
+MOST_LEAVES = 12
+INFIX = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
+    "eq": "==", "ne": "!=", "and": "&", "or": "|",
+}  # fmt: skip
+CALLS = {fn: f"tl.{fn}({{0}})" for fn in "exp log sqrt rsqrt sigmoid abs floor ceil".split()} | {
+    "sin": "sine({0}, 0)",
+    "cos": "sine({0}, 1)",
+    "neg": "-{0}",
+    "not": "~{0}",
+    "silu": "{0} * tl.sigmoid({0})",
+    "tanh": "2 * tl.sigmoid(2 * {0}) - 1",
+    "min": "tl.minimum({0}, {1})",
+    "max": "tl.maximum({0}, {1})",
+    "pow": "tl.exp2({1} * tl.log2({0}))",
+    "where": "tl.where({0}, {1}, {2})",
+}
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where along a dim: an expression of index variables, and how many values it takes."""
+
+    text: str
+    extent: int
+
+
+At = Mapping[str, Index]
+
+
+class Unfit(Exception):
+    """A value that cannot be followed."""
+
+
+@dataclass
+class Writer:
+    """Follows one result back."""
+
+    context: Context
+    root: Node
+    row: Dim | None
+    covered: set[str] = field(default_factory=set)
+    statements: list[str] = field(default_factory=list)
+    leaves: dict[str, str] = field(default_factory=dict)  # node: argument
+    reads: dict[str, set[tuple[tuple[str, Index], ...]]] = field(default_factory=dict)
+    flops: int = 0
+    _known: dict[tuple[str, tuple[tuple[str, Index], ...]], str] = field(default_factory=dict)
+
+    def value(self, node: Node, at: At) -> str:
+        """The variable that holds a node's value at an index; act values are float32 in it."""
+        key = (node.name, tuple(sorted((n, at[n]) for n in node.type.names)))
+        if key not in self._known:
+            self._known[key] = self._value(node, at)
+        return self._known[key]
+
+    def _value(self, node: Node, at: At) -> str:
+        if node.op in VIEWS and self._followed(node):
+            return self._view(node, at)
+        if node.op == "constant":
+            return _literal(node.attrs["value"])
+        if node.op == "iota" and node.type.dims[0].kind == "plain":
+            return self._named(at[node.type.names[0]].text)
+        if node.name not in self.covered:
+            return self._load(node, at)
+        if node.op in ("stack", "concat"):
+            return self._joined(node, at)
+        operands = [self.value(self.context.graph[name], at) for name in node.inputs]
+        if node.op == "cast":
+            return self._cast(node, operands[0])
+        fn = str(node.attrs["fn"])
+        self.flops += 1
+        wide = operands
+        if node.type.dtype in ("act", "f32"):  # whole numbers meet floats as float32
+            kinds = [self.context.graph[name].type.dtype for name in node.inputs]
+            wide = [
+                f"{o}.to(tl.float32)" if k == "i64" and not _number(o) else o
+                for o, k in zip(operands, kinds, strict=True)
+            ]
+        if fn in INFIX:
+            text = f"{wide[0]} {INFIX[fn]} {wide[1]}"
+        elif fn in CALLS:
+            text = CALLS[fn].format(*wide)
+        else:
+            raise Unfit
+        return self._rounded(node, self._named(text))
+
+    def _followed(self, view: Node) -> bool:
+        """Is the view's operand laid out so that it can be read at any index?"""
+        source = self.context.operand(view, 0)
+        return not any(d.kind == "history" for d in source.type.dims)
+
+    def _named(self, text: str) -> str:
+        if re.fullmatch(r"\w+", text):
+            return text
+        name = f"v{len(self.statements)}"
+        self.statements.append(f"{name} = {text}")
+        return name
+
+    def _rounded(self, node: Node, name: str) -> str:
+        """A named equation of activations rounds to their dtype."""
+        short = {"bfloat16": "tl.bfloat16", "float16": "tl.float16"}.get(self.context.dtype)
+        if node.type.dtype == "act" and node.rounds and short and node is not self.root:
+            return self._named(f"{name}.to({short}).to(tl.float32)")
+        return name
+
+    def _cast(self, node: Node, operand: str) -> str:
+        before, after = self.context.operand(node, 0).type.dtype, node.type.dtype
+        if _number(operand):
+            return operand
+        if before in ("act", "f32") and after in ("act", "f32"):
+            return self._rounded(node, operand)
+        kind = {"i64": "int64", "bool": "int1"}.get(after, "float32")
+        return self._named(f"{operand}.to(tl.{kind})")
+
+    def _view(self, node: Node, at: At) -> str:
+        source = self.context.operand(node, 0)
+        a, inner = node.attrs, {n: at[n] for n in node.type.names}
+        size = self.context.size
+        if node.op == "part":
+            whole = source.type.dim(a["dim"])
+            mine = inner.pop(a["part"])
+            offset = whole.offset(a["part"]).at(self.context.program.sizes)
+            inner[whole.name] = Index(_plus(mine.text, offset), mine.extent)
+        elif node.op == "select":
+            inner[a["dim"]] = Index(str(int(a["at"])), 1)
+        elif node.op == "unflatten":
+            text, extent = "", 1
+            for dim in a["into"]:
+                mine = inner.pop(dim.name)
+                text = _plus(f"{_atom(text)} * {size(dim)}", mine.text) if text else mine.text
+                extent *= mine.extent
+            inner[a["dim"]] = Index(text, extent)
+        elif node.op == "flatten":
+            mine = inner.pop(a["into"].name)
+            below = 1
+            for name in reversed(a["dims"]):
+                length = size(source.type.dim(name))
+                text = f"{_atom(mine.text)} // {below}" if below > 1 else mine.text
+                if name != a["dims"][0]:
+                    text = f"{_atom(text)} % {length}"
+                inner[name] = Index(text, min(mine.extent, length))
+                below *= length
+        elif node.op == "rename":
+            inner[a["dim"]] = inner.pop(a["to"].name)
+        return self.value(source, {n: i for n, i in inner.items() if n in source.type.names})
+
+    def _joined(self, node: Node, at: At) -> str:
+        dim: Dim = node.attrs["dim"]
+        here = at[dim.name]
+        where = self._named(here.text)
+        result = ""
+        begin = 0
+        values = []
+        for number, name in enumerate(node.inputs):
+            operand = self.context.graph[name]
+            if node.op == "stack":
+                inner = {n: i for n, i in at.items() if n in operand.type.names}
+                values.append((number + 1, self.value(operand, inner)))
+                continue
+            part = dim.parts[number]
+            length = self.context.size(part)
+            clamped = f"tl.minimum(tl.maximum({where} - {begin}, 0), {length - 1})"
+            inner = {**at, part.name: Index(self._named(clamped), length)}
+            begin += length
+            values.append((begin, self.value(operand, inner)))
+        for end, value in reversed(values):
+            result = f"tl.where({where} < {end}, {value}, {result})" if result else value
+        return self._rounded(node, self._named(result))
+
+    def _load(self, node: Node, at: At) -> str:
+        """Read a tensor at an index."""
+        dims = node.type.dims
+        if node.type.dtype not in ("act", "f32", "i64", "bool") or any(
+            d.kind == "history" for d in dims
+        ):
+            raise Unfit
+        moving = [d for d in dims if d.kind != "plain"]
+        if moving and (len(moving) > 1 or dims[0] is not moving[0] or self.row is None):
+            raise Unfit
+        if moving and moving[0].name != self.row.name:  # type: ignore[union-attr]
+            raise Unfit
+        argument = self.leaves.setdefault(node.name, f"x{len(self.leaves)}")
+        key = tuple(sorted((n, at[n]) for n in node.type.names))
+        self.reads.setdefault(node.name, set()).add(key)
+        below, terms = 1, []
+        for dim in reversed(dims):
+            place = at[dim.name].text
+            terms.append(f"{_atom(place)} * {below}" if below > 1 else place)
+            if dim.kind == "plain":
+                below *= self.context.size(dim)
+        address = " + ".join([argument, *(t for t in reversed(terms) if t != "0")])
+        text = f"tl.load({address}, inside, other=0)" if dims else f"tl.load({argument})"
+        if node.type.dtype == "act" and self.context.dtype != "float32":
+            text += ".to(tl.float32)"
+        if node.type.dtype == "bool":
+            text += " != 0"
+        return self._named(text)
+
+
+def _atom(text: str) -> str:
+    return text if re.fullmatch(r"\w+", text) else f"({text})"
+
+
+def _plus(text: str, offset: int | str) -> str:
+    return text if str(offset) == "0" else f"{text} + {offset}"
+
+
+def _literal(value: float) -> str:
+    if value in (math.inf, -math.inf):
+        return f'float("{value}")'
+    return repr(value)
+
+
+def _number(text: str) -> bool:
+    return bool(re.match(r"-?\d|float\(", text)) or text in ("True", "False")
+
+
+def pointwise(context: Context, node: Node) -> Group | None:
+    """An elementwise node, with all that only it reads."""
+    if node.op not in ROOTS or not node.type.dims or node.name in context.taken:
+        return None
+    dims = node.type.dims
+    rows = [d for d in dims if d.kind != "plain"]
+    if any(d.kind == "history" for d in dims) or rows != list(dims[: len(rows)]) or len(rows) > 1:
+        return None
+    row = rows[0] if rows else None
+    covered = _covered(context, node)
+    writer = Writer(context, node, row, covered)
+    inner = dims[len(rows) :]
+    variables = _variables(inner)
+    at = {d.name: Index(variables[d.name], context.size(d)) for d in inner}
+    if row is not None:
+        at[row.name] = Index("row", 1)
+    try:
+        result = writer.value(node, at)
+    except Unfit:
+        return None
+    if not writer.leaves or len(writer.leaves) > MOST_LEAVES:
+        return None
+    spec = _spec(context, node, writer, row, variables, result)
+    if spec is None:
+        return None
+    names = list(writer.leaves)
+    operator = generate(spec, context.target)
+
+    def arguments(body: Body, prefix: str) -> list[str] | None:
+        return packed(body, prefix, *names)
+
+    return calls(context, node, covered, arguments, operator, names)
+
+
+def _covered(context: Context, root: Node) -> set[str]:
+    """The root, and the elementwise nodes and views that nothing else reads."""
+    covered = {root.name}
+    for node in reversed(list(context.graph)):
+        users = context.users(node.name)
+        if not users or node.name in context.taken or not users <= covered:
+            continue
+        if node.op in ROOTS or node.op in VIEWS:
+            covered.add(node.name)
+    return covered
+
+
+def _variables(dims: tuple[Dim, ...]) -> dict[str, str]:
+    """An index variable for each dim, by its name where that is one."""
+    taken = {"row", "rows", "column", "out", "inside", "result"}
+    found: dict[str, str] = {}
+    for number, dim in enumerate(dims):
+        plain = dim.name if re.fullmatch(r"[a-z]\w*", dim.name) else f"i{number}"
+        if plain in taken or re.fullmatch(r"[xv]\d+", plain):
+            plain = f"i{number}"
+        found[dim.name] = plain
+    return found
+
+
+def _spec(
+    context: Context,
+    node: Node,
+    writer: Writer,
+    row: Dim | None,
+    variables: Mapping[str, str],
+    result: str,
+) -> Pointwise | None:
+    inner = [d for d in node.type.dims if d.kind == "plain"]
+    sizes = tuple((variables[d.name], context.size(d)) for d in inner)
+    if any(length == 0 for _, length in sizes):
+        return None
+    leaves = []
+    rows = "1" if row is None else ""
+    for name, argument in writer.leaves.items():
+        leaf = context.graph[name]
+        dtype = context.dtype_of(leaf)
+        whole = context.sizes(d for d in leaf.type.dims if d.kind == "plain")
+        read = 0
+        for places in writer.reads[name]:
+            once = 1
+            for dim, index in places:
+                once *= 1 if row is not None and dim == row.name else index.extent
+            read += once
+        read = min(read, whole)
+        moving = row is not None and row.name in leaf.type.names
+        if moving and not rows:
+            rows = f"{argument}.shape[0]"
+        per_row, total = (read, 0) if moving else (0, read)
+        leaves.append(Leaf(argument, dtype, WIDTHS[dtype], per_row, total))
+    if not rows:
+        return None  # no operand tells how many rows there are
+    shape = ", ".join([*(["rows"] if row is not None else []), *(str(n) for _, n in sizes)])
+    shape = f"({shape},)" if shape.isalnum() else f"({shape})"
+    dtype = context.dtype_of(node)
+    ops = dict.fromkeys(
+        str(n.attrs.get("fn", n.op)) for n in context.graph if n.name in writer.covered
+        and n.op not in VIEWS
+    )  # fmt: skip
+    stem = "_".join(ops)
+    if len(ops) > 3:
+        stem = node.label if node.label and node.label.isidentifier() else "_".join([*ops][:4])
+    place = f"  {node.span}" if node.span else ""
+    about = (" ".join(node.span.text.split()) if node.span else stem).replace('"', "'")
+    key = (sizes, tuple(leaves), tuple(writer.statements), result, dtype, shape)
+    width = "_".join(str(n) for _, n in sizes) or "1"
+    return Pointwise(
+        name=context.name(f"{stem}_{width}", key),
+        dims=sizes,
+        leaves=tuple(leaves),
+        statements=(*writer.statements, f"result = {result}"),
+        dtype=dtype,
+        width=WIDTHS[dtype],
+        rows=rows,
+        shape=shape,
+        about=f"{about[:70]}{place}",
+        flops=max(1, writer.flops),
+    )

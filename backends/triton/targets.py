@@ -1,0 +1,56 @@
+"""Which GPU kernels are generated and compiled for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compiler.errors import UserError
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of GPU.
+
+    Attributes:
+        name: as a user writes it, and the manifest states it: ``sm_90``, ``gfx942``.
+        backend: what Triton calls the maker: ``cuda`` or ``hip``.
+        arch: Triton's name of the architecture: compute capability times ten, or ``gfx942``.
+        warp: threads in a warp (a wavefront on AMD).
+        shared: bytes of shared memory that one program may use.
+        fp8: its tensor cores multiply E4M3 as it is stored by published checkpoints.
+    """
+
+    name: str
+    backend: str
+    arch: int | str
+    warp: int
+    shared: int
+    fp8: bool
+
+    @property
+    def binary(self) -> str:
+        """The ending of a compiled kernel's file."""
+        return "cubin" if self.backend == "cuda" else "hsaco"
+
+
+# Shared memory per program: CUDA C++ programming guide, table "technical specifications per
+# compute capability" (227 KiB for 9.0 and 10.0, 163 KiB for 8.0, 99 KiB for 8.9); the LDS of CDNA3
+# has 64 KiB. gfx942's 8-bit floats are the FNUZ kind, which published checkpoints do not use.
+SM_80 = Target("sm_80", "cuda", 80, 32, 163 * 1024, fp8=False)
+SM_89 = Target("sm_89", "cuda", 89, 32, 99 * 1024, fp8=True)
+SM_90 = Target("sm_90", "cuda", 90, 32, 227 * 1024, fp8=True)
+SM_100 = Target("sm_100", "cuda", 100, 32, 227 * 1024, fp8=True)
+GFX942 = Target("gfx942", "hip", "gfx942", 64, 64 * 1024, fp8=False)
+
+TARGETS = {target.name: target for target in (SM_80, SM_89, SM_90, SM_100, GFX942)}
+
+
+def target_named(name: str) -> Target:
+    """The GPU of that name.
+
+    Raises:
+        UserError: there is none; the message lists those there are.
+    """
+    if name not in TARGETS:
+        raise UserError(f"no GPU is called '{name}' here; there is {', '.join(TARGETS)}")
+    return TARGETS[name]

@@ -1,0 +1,62 @@
+"""Models compiled for a GPU, interpreted, against the same models compiled for the CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from running_kernels import rounding  # noqa: F401  the interpreter's conversions are mended
+
+import dslc
+from dslc.program import Program, compile_file
+
+PLACE = {"device": "cpu", "note": lambda sentence: None}
+
+
+@pytest.fixture(autouse=True)
+def nothing_ahead(monkeypatch) -> None:
+    """The interpreter takes no binaries."""
+    monkeypatch.setattr(Program, "binaries", lambda self, progress=None: [])
+
+
+def both(folder: Path, file: str, dtype: str, **choices):
+    """One model twice, weights and dtype the same: on the CPU, and with a GPU's kernels."""
+    models = []
+    for target in ("cpu", "sm_90"):
+        program = compile_file(file, target=target, dtype=dtype, **choices)
+        program.save(folder / target)
+        models.append(dslc.load(folder / target, dtype=dtype, seed=1, **PLACE))
+    return models
+
+
+TOKENS = torch.randint(0, 500, (2, 7), generator=torch.manual_seed(0))
+LENGTHS = torch.tensor([7, 4])
+
+
+def logits(model) -> torch.Tensor:
+    """Of all tokens that are there, one row each."""
+    with torch.inference_mode():
+        found = model(TOKENS, lengths=LENGTHS).float()
+    return torch.cat([row[:length] for row, length in zip(found, LENGTHS, strict=True)])
+
+
+def away(found: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((found - reference).norm() / reference.norm())
+
+
+# float32 first: there nothing hides, but products are left to torch, as tensor cores would round.
+@pytest.mark.parametrize(
+    ("file", "dtype", "near"),
+    [("dsv3", "float32", 2e-5), ("dsv3", "bfloat16", 3e-2), ("mixtral", "bfloat16", 3e-2)],
+)
+def test_logits_agree(file: str, dtype: str, near: float, tmp_path: Path) -> None:
+    plain, gpu = both(tmp_path, file, dtype, dims="small")
+    assert away(logits(gpu), logits(plain)) <= near
+
+
+def test_quantised_model_is_as_near_as_on_the_cpu(tmp_path: Path) -> None:
+    """Codes near a boundary fall either way, and routing with them, so both are held against the
+    model that is not quantised."""
+    plain, gpu = both(tmp_path, "dsv3", "bfloat16", dims="small", deploy="fp8")
+    compile_file("dsv3", dims="small").save(tmp_path / "exact")
+    exact = logits(dslc.load(tmp_path / "exact", dtype="float32", seed=1, **PLACE))
+    assert away(logits(gpu), exact) <= 1.3 * away(logits(plain), exact)
