@@ -286,7 +286,8 @@ def simulate(
     if any(todo):
         raise ValueError("the schedule waits for itself")
     run = Run(events, max(free))
-    _measure_memory(run, ranks, times, stage)
+    if any(t.memory for t in times):
+        _measure_memory(run, ranks, times, stage)
     return run
 
 
@@ -295,17 +296,15 @@ def _measure_memory(
 ) -> None:
     """What is kept for the backward pass: from a forward chunk's start to the end of its last
     backward part."""
-    for rank in range(ranks):
-        changes: list[tuple[float, int, float]] = []
-        for event in run.events:
-            if event.rank != rank:
-                continue
-            for chunk in event.turn:
-                bytes = times[stage(rank, chunk)].memory
-                if chunk.kind == "F":
-                    changes.append((event.start, 1, bytes))
-                elif chunk.kind in ("B", "W"):
-                    changes.append((event.end, -1, -bytes))
+    all_changes: list[list[tuple[float, int, float]]] = [[] for _ in range(ranks)]
+    for event in run.events:
+        for chunk in event.turn:
+            bytes = times[stage(event.rank, chunk)].memory
+            if chunk.kind == "F":
+                all_changes[event.rank].append((event.start, 1, bytes))
+            elif chunk.kind in ("B", "W"):
+                all_changes[event.rank].append((event.end, -1, -bytes))
+    for changes in all_changes:
         held = most = 0.0
         count = most_chunks = 0
         for _, number, bytes in sorted(changes):

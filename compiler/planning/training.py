@@ -11,7 +11,7 @@ from compiler.planning.costs import Measured
 from compiler.planning.flat import Load
 from compiler.planning.formats import width
 from compiler.planning.memory import Held, by_format
-from compiler.planning.model import Model, Subject
+from compiler.planning.model import Model, Point, Subject
 from compiler.planning.rates import Rates
 from compiler.planning.segments import Layer, backward, forward, together
 from compiler.planning.streams import Schedule, Task
@@ -51,6 +51,7 @@ class Step:
         seconds: of the whole step. ``parts``: mean seconds of a pipeline rank by kind of work
             (F, B, I, W, pair, bubble), and optimizer.
         run: the pipeline, event by event; ``pair``: the overlapped pair of the rank in the middle.
+        points: kernels of a layer, for a roofline.
         memory: of the rank that holds most. ``communication``, ``exposed``: seconds of collectives
             of a rank in a step, and how long computing waits for them.
     """
@@ -64,6 +65,7 @@ class Step:
     communication: float
     exposed: float
     micro_batches: int
+    points: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,12 @@ class Training:
 
     # -- a step ----------------------------------------------------------------------------------
 
-    def step(self, rates: Rates, measured: Measured | None = None) -> Step:
-        """Time and memory of a step at these rates."""
+    def step(self, rates: Rates, measured: Measured | None = None, thorough: bool = True) -> Step:
+        """Time and memory of a step at these rates.
+
+        Args:
+            thorough: many orders of a pair are tried, and memory is counted; else only time.
+        """
         deployment, train = self.subject.deployment, self.train
         gradient = width(train.gradients)
         tokens = self.model.load.tokens
@@ -153,14 +159,16 @@ class Training:
         schedule = deployment.overlap.schedule
         hides = schedule in ("dualpipe", "two_microbatches")
         charge = rates.charge(deployment.overlap.sms) if hides else 0.0
-        plans = _Plans(stages, charge, hides, schedule == "two_microbatches")
+        halves = schedule == "two_microbatches"
+        effort = streams.EFFORT if thorough else 0
+        plans = _Plans(stages, charge, hides, halves, effort)
         chunks = [
             pipeline.Times(
                 plans.forward(n).total,
                 plans.backward(n).total,
                 plans.inputs(n).total,
                 plans.weight(n).total,
-                stage.saved,
+                stage.saved if thorough else 0.0,
             )
             for n, stage in enumerate(stages)
         ]
@@ -172,8 +180,12 @@ class Training:
             turns, chunks, lambda f, b: plans.pair(f, b).total, self._send(times)
         )
         held = self._held(stages, kind)
-        optimizer = max(self._optimizer(times, h, kind) for h in held)
+        of_rank = {id(h): self._optimizer(times, h, kind) for h in held}
+        optimizer = max(of_rank.values())
         parts = {**run.parts(self.ranks), "optimizer": optimizer}
+        if not thorough:
+            memory = Memory(0.0)
+            return Step(run.end + optimizer, parts, run, self.ranks, None, memory, 0.0, 0.0, count)
         total, exposed = self._communication(run, plans)
         pairs = [e.turn for e in run.events if e.kind == "pair" and e.rank == self.ranks // 2]
         pair = None
@@ -190,6 +202,7 @@ class Training:
             total,
             exposed,
             count,
+            tuple(self.model.points(times)),
         )
 
     def _stage_of(self, rank: int, chunk: pipeline.Chunk) -> int:
@@ -224,6 +237,8 @@ class Training:
             own = [stages[rank], *([stages[self.ranks - 1 - rank]] if kind == "dualpipe" else [])]
             found = {(h.path, h.layer): h for stage in own for h in stage.held}
             out.append(list(found.values()))
+            if kind == "dualpipe" and rank >= self.ranks // 2:
+                out[-1] = out[self.ranks - 1 - rank]  # its twin holds the same
         return out
 
     def _shares(self, target: str, one: Held) -> float:
@@ -308,6 +323,7 @@ class Training:
         return seconds + touched / times.rates.memory()
 
 
+ALONE = 1_000  # tasks placed to find an order of a chunk that runs by itself
 _STATES = ("parameters", "gradients", "optimizer")
 
 
@@ -318,10 +334,14 @@ class _Plans:
         hides: communication is overlapped; else it is waited for. ``charge``: the share of the
             multiprocessors that it is left.
         halves: a chunk runs as two micro-batches of half its size, side by side.
+        effort: spent on the order of a pair.
     """
 
-    def __init__(self, stages: Sequence[_Stage], charge: float, hides: bool, halves: bool):
+    def __init__(
+        self, stages: Sequence[_Stage], charge: float, hides: bool, halves: bool, effort: int
+    ):
         self.stages = stages
+        self.effort = effort
         self.charge = charge
         self.hides = hides
         self.halves = halves
@@ -336,9 +356,12 @@ class _Plans:
             if self.halves and kind in "FB":
                 half = [replace(task, seconds=task.seconds / 2) for task in tasks]
                 tasks = together(half, half)
-            plan = streams.overlapped(tasks, self.charge) if self.hides else None
-            alone = streams.sequential(tasks)
-            self._known[key] = alone if plan is None or alone.total < plan.total else plan
+            effort = self.effort if kind == "pair" or self.halves else min(self.effort, ALONE)
+            best = streams.sequential(tasks)
+            if self.hides:
+                plan = streams.overlapped(tasks, self.charge, effort)
+                best = plan if plan.total <= best.total else best
+            self._known[key] = best
         return self._known[key]
 
     def forward(self, stage: int) -> Schedule:

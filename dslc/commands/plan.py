@@ -22,6 +22,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", metavar="OUT.json", type=Path, help="write a timeline for Perfetto or Chrome"
     )
+    parser.add_argument(
+        "--html", metavar="OUT.html", type=Path, help="write a report that stands by itself"
+    )
     add_json(parser)
 
 
@@ -44,6 +47,10 @@ def run(options: argparse.Namespace) -> int:
         from dslc.planning.trace import trace
 
         write(options.trace, json.dumps(trace(plan)))
+    if options.html is not None:
+        from dslc.planning.html import html
+
+        write(options.html, html(plan, program.name))
     if options.json:
         print(json.dumps(plan.as_data()))
         for problem in plan.problems:
