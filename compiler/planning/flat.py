@@ -267,9 +267,7 @@ class Flat:
             self.done[key] = result
         return result
 
-    def loop(
-        self, node: Node, place: Place, inputs: Sequence[Operand], elements: float
-    ) -> Operand:
+    def loop(self, node: Node, place: Place, inputs: Sequence[Operand], elements: float) -> Operand:
         if self.inside:
             raise UserError("a loop over layers within another is not planned yet")
         index, child = node.attrs["index"], str(node.attrs["child"])

@@ -269,8 +269,12 @@ class _Grouping:
         last = [op for op in group if not self._read_only_in(op, inside)]
         kernel.written = sum(self._written(op) for op in last)
         kernel.weights = sum(
-            {o.param: o.elements * self.precision.own for op in group for o in op.inputs if o.param}
-            .values()
+            {
+                o.param: o.elements * self.precision.own
+                for op in group
+                for o in op.inputs
+                if o.param
+            }.values()
         )
         kernel.flops = sum(op.flops for op in group)
         self._add(kernel, group)
@@ -299,7 +303,9 @@ class _Grouping:
         for op in group:
             if op.summed:
                 elements = op.elements
-                reduce = Kernel(f"all-reduce {op.label or op.path}", "all_reduce", {position}, op=op)
+                reduce = Kernel(
+                    f"all-reduce {op.label or op.path}", "all_reduce", {position}, op=op
+                )
                 reduce.axes, reduce.read = op.summed, elements * self.precision.value(op.dtype)
                 self.maker[op.id] = self._add(reduce, [])
 

@@ -165,7 +165,9 @@ def kept(piece: Piece, targets: Sequence[Target], precision: Precision) -> Kept:
             elif op.kind == "product":
                 role = _role(op, precision)
                 want(operand, "plain" if role is None else "quantised", role or 0.0)
-            elif op.kind in ("attention", "mixing", "scan") or (_is_kept(op) and _keeps_operands(op)):
+            elif op.kind in ("attention", "mixing", "scan") or (
+                _is_kept(op) and _keeps_operands(op)
+            ):
                 want(operand, "plain")
         if op.kind == "attention":
             want(Operand(op.elements, "act", op.id), "plain")

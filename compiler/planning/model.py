@@ -122,7 +122,10 @@ class Model:
             for number, block in enumerate(self.blocks):
                 if block.piece.child or number in routed:
                     out[number] = measured_layer(
-                        out[number], out[loops[0]], measured, per_layer[number] / per_layer[loops[0]]
+                        out[number],
+                        out[loops[0]],
+                        measured,
+                        per_layer[number] / per_layer[loops[0]],
                     )
         return out
 

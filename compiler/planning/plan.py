@@ -1,7 +1,7 @@
 """A plan: what a deployment would cost, how fast it would run, and what that rests on.
 
-    plan = make(source, final, deployment)
-    plan.as_data()      # what ``dslc plan --json`` prints
+plan = make(source, final, deployment)
+plan.as_data()      # what ``dslc plan --json`` prints
 """
 
 from __future__ import annotations

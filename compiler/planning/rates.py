@@ -152,7 +152,7 @@ class Rates:
         if value is None:
             raise UserError(
                 f"cluster '{self.cluster.name}' does not say how fast its"
-                f' {"nodes" if level == "scale_up" else "network"} are:'
+                f" {'nodes' if level == 'scale_up' else 'network'} are:"
                 f' peak[{level}] = 50 GB/s "where, when"'
             )
         return value

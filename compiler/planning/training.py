@@ -234,13 +234,9 @@ class Training:
             return 1.0
         if spread == ("replicas",):
             return float(one.copies)
-        return float(
-            self.subject.deployment.mesh.ways(tuple(a for a in spread if a in one.axes))
-        )
+        return float(self.subject.deployment.mesh.ways(tuple(a for a in spread if a in one.axes)))
 
-    def _memory(
-        self, held: Sequence[Sequence[Held]], run: pipeline.Run, times: Times
-    ) -> Memory:
+    def _memory(self, held: Sequence[Sequence[Held]], run: pipeline.Run, times: Times) -> Memory:
         train = self.train
         state = width(train.master) + 2 * width(train.moments)
         buffers = self._buffers(times)
@@ -249,12 +245,18 @@ class Training:
             shares = {name: [self._shares(name, h) for h in own] for name in _STATES}
             ranks.append(
                 Memory(
-                    sum(h.elements * h.bytes / s for h, s in zip(own, shares["parameters"], strict=True)),
+                    sum(
+                        h.elements * h.bytes / s
+                        for h, s in zip(own, shares["parameters"], strict=True)
+                    ),
                     sum(
                         h.elements * width(train.gradients) / s
                         for h, s in zip(own, shares["gradients"], strict=True)
                     ),
-                    sum(h.elements * state / s for h, s in zip(own, shares["optimizer"], strict=True)),
+                    sum(
+                        h.elements * state / s
+                        for h, s in zip(own, shares["optimizer"], strict=True)
+                    ),
                     run.peaks[rank],
                     0.0,
                     buffers,
@@ -271,7 +273,9 @@ class Training:
             own = 0.0
             for kernel in block.kernels:
                 if kernel.kind in ("dispatch", "combine"):
-                    copies = kernel.read / max(1.0, times.tokens) if kernel.kind == "combine" else 0.0
+                    copies = (
+                        kernel.read / max(1.0, times.tokens) if kernel.kind == "combine" else 0.0
+                    )
                     own += copies * times.tokens or kernel.read
             collectives = max(collectives, own)
         return 2 * collectives + (4 * self.model.boundary if self.ranks > 1 else 0.0)
@@ -351,9 +355,7 @@ class _Plans:
         return self._plan(("W", self._layers(stage)), backward(layers, inputs=False))
 
     def pair_tasks(self, f: int, b: int) -> list[Task]:
-        return together(
-            forward(self.stages[f].layers, " F"), backward(self.stages[b].layers, " B")
-        )
+        return together(forward(self.stages[f].layers, " F"), backward(self.stages[b].layers, " B"))
 
     def pair(self, f: int, b: int) -> Schedule:
         return self._plan(("FB", self._layers(f), self._layers(b)), self.pair_tasks(f, b))
@@ -387,5 +389,3 @@ def _overlap(stage: Stage, child: str, layers: range) -> range:
             if low < high:
                 return range(low, high)
     return range(0)
-
-
