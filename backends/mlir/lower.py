@@ -251,7 +251,7 @@ def chain(frame: Frame, node: Node, args: list[Value]) -> Value:
         return frame.ops.cast(frame.ops.full(frame.settled(out), order), element)
 
     if layers <= 1 or not frame.ops.loops:
-        for number in range(first, first + layers):
+        for at in range(first, first + layers):
             x = layer(x, at)
         return x
     depth = len(place.ranges)

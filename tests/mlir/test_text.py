@@ -1,7 +1,10 @@
 """The module as text: as long for 61 layers as for 4, in every dialect, and what is refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 import dslc
 from backends.mlir.emit import torch_step
