@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,6 +18,9 @@ from backends.pytorch.ahead.processor import features
 from compiler.errors import UserError
 from compiler.ir import Program
 from compiler.manifest import ManifestError
+
+if TYPE_CHECKING:
+    from backends.mlir.module import Module
 
 TEXT, BYTES, LAYOUT = "module.mlir", "module.vmfb", "module.json"
 INSTALL = "pip install 'dslc[mlir]'"
@@ -78,33 +81,10 @@ def layout_of(files: dict[str, bytes]) -> Layout:
     return layout
 
 
-def build(
-    program: Program, elaborated: Program, dtype: str, progress: Callable[[str], None]
-) -> dict[str, bytes]:
-    """Compile a program.
-
-    Args:
-        elaborated: the same before any pass, which says what is cached.
-        dtype: float32 or bfloat16.
-
-    Returns:
-        The bytes of each file, by its name.
-
-    Raises:
-        Unsupported: it has something without a lowering.
-        UserError: IREE's compiler is not installed, or cannot compile the module.
-    """
-    from backends.mlir.module import lower
-
-    compile = _compiler()
-    progress("module")
-    from compiler.tensors import caches
-
-    module = lower(program, caches(elaborated), ELEMENTS[dtype])
-    progress("IREE")
-    compiled = compile(module.text)
+def described(module: Module, dtype: str) -> Layout:
+    """What ``module.json`` says of a module compiled on this processor."""
     stored: dict[str, Any] = {"act": ELEMENTS[dtype]}
-    layout = Layout(
+    return Layout(
         name=module.name,
         dtype=dtype,  # type: ignore[arg-type]
         processor=features(),
@@ -126,6 +106,33 @@ def build(
             for row in module.caches
         ),
     )
+
+
+def build(
+    program: Program, elaborated: Program, dtype: str, progress: Callable[[str], None]
+) -> dict[str, bytes]:
+    """Compile a program.
+
+    Args:
+        elaborated: the same before any pass, which says what is cached.
+        dtype: float32 or bfloat16.
+
+    Returns:
+        The bytes of each file, by its name.
+
+    Raises:
+        Unsupported: it has something without a lowering.
+        UserError: IREE's compiler is not installed, or cannot compile the module.
+    """
+    from backends.mlir.module import lower
+    from compiler.tensors import caches
+
+    compile = _compiler()
+    progress("module")
+    module = lower(program, caches(elaborated), ELEMENTS[dtype])
+    progress("IREE")
+    compiled = compile(module.text)
+    layout = described(module, dtype)
     text = json.dumps(layout.model_dump(mode="json"), indent=1) + "\n"
     return {TEXT: module.text.encode(), BYTES: compiled, LAYOUT: text.encode()}
 

@@ -10,7 +10,8 @@ on its stretch of them, which may be empty: then none of its weights are read ei
 from __future__ import annotations
 
 from backends.mlir.lower import Frame, lowers
-from backends.mlir.values import Axis, Size, Value
+from backends.mlir.step import BLOCKS as BLOCKS_AXIS
+from backends.mlir.values import Axis, Element, Size, Value
 from compiler.ir import Node
 from compiler.signatures import block_rows
 
@@ -25,6 +26,8 @@ def apply(frame: Frame, node: Node, args: list[Value]) -> Value:
     pick, *given = args
     names: tuple[str, ...] = node.attrs["rows"]
     rows = [pick.axis(name) for name in names]
+    if not frame.ops.loops:
+        return _all(frame, node, pick, given)
     pairs = frame.code.product([axis.size for axis in rows])
     flat = frame.ops.merge(frame.ops.transpose(pick, names), names, "@pair")
     if isinstance(pairs, int) and pairs <= FEW:
@@ -46,7 +49,7 @@ def _block(
     return frame.ops.cast(frame.ops.full(out, axes), _element(frame, node))
 
 
-def _element(frame: Frame, node: Node):  # type: ignore[no-untyped-def]
+def _element(frame: Frame, node: Node) -> Element:
     return frame.stored(node.type.dtype)
 
 
@@ -79,6 +82,24 @@ def _one_by_one(
         made = _block(frame, node, block, 1, mine, order)
         out = ops.insert(made, out, {"@pair": pair})
     return out
+
+
+def _all(frame: Frame, node: Node, pick: Value, given: list[Value]) -> Value:
+    """All blocks on all rows, and of those the chosen: where there are no loops."""
+    a, ops = node.attrs, frame.ops
+    own = block_rows(frame.step.program.bodies[a["body"]])
+    rows = [axis for axis in pick.axes if any(axis.name in v.names for v in given)]
+    names = [axis.name for axis in rows]
+    whole = []
+    for value in given:
+        if any(name in value.names for name in names):
+            rest = [axis for axis in value.axes if axis.name not in names]
+            value = ops.merge(ops.full(value, [*rows, *rest]), names, "@pair")
+        whole.append(value)
+    dims = [*a["dims"], (own, "@pair")]
+    count = frame.code.product([axis.size for axis in rows])
+    out = frame.run(a["body"], whole, a["child"], None, dims, over=node, rows=count)
+    return ops.gather(ops.split(out, "@pair", rows), BLOCKS_AXIS, pick)
 
 
 def _rest(value: Value, names: list[str]) -> list[str]:

@@ -53,8 +53,15 @@ def literal(number: Number, element: str) -> str:
 class Linalg:
     """Writes operations into ``code``."""
 
+    loops = True  # whether layers and blocks of arrays may be loops
+
     def __init__(self, code: Code):
         self.code = code
+
+    def stored(self, key: str, value: Value) -> Value:
+        """A stacked weight; ``value`` has its axes and element."""
+        name = self.code.define(f'util.global.load immutable @"{key}" : {value.type}')
+        return Value(name, value.axes, value.element)
 
     # -- scalars, inside a region ------------------------------------------------------------------
 

@@ -50,9 +50,17 @@ class Frame:
     step: Step
     graph: Graph
     place: Place
-    index: tuple[Size, ...]
+    index: tuple[Size | None, ...]
     arguments: Mapping[str, Value]
     rows: Size = 1
+
+    @staticmethod
+    def entry(step: Step, body: Graph, tokens: Value) -> Frame:
+        """The frame of an entry's body, whose one input is ``tokens`` [batch, time]."""
+        (point,) = body.inputs
+        packed = step.ops.merge(tokens, [BATCH, "@time"], "@time")
+        given = {point.attrs["name"]: packed.renamed({"@time": point.type.names[0]})}
+        return Frame(step, body, Place(step.program.modules[step.program.root]), (), given)
 
     @property
     def ops(self) -> Linalg:
@@ -138,7 +146,7 @@ class Frame:
 
         Args:
             args: under the caller's names of dims, in the order of the body's inputs.
-            index: which one of an array of children, from 0.
+            index: which one of an array of children, from 0; None runs all of them side by side.
             dims: (the body's name, the caller's name) of dims that are called differently.
             over: the node that runs it, unless it is in this frame's module.
         """
@@ -152,7 +160,8 @@ class Frame:
         place, numbers = self.place, self.index
         if over is not None and child:
             place = next(p for p, b in called(self.step.program, self.place, over) if b == body)
-            numbers = self.index if index is None else (*self.index, index)
+            if len(place.ranges) > len(numbers):
+                numbers = (*numbers, index)
         frame = Frame(self.step, graph, place, numbers, arguments, rows)
         return frame.evaluate().renamed(outside)
 
@@ -241,8 +250,10 @@ def chain(frame: Frame, node: Node, args: list[Value]) -> Value:
         out = frame.run(a["body"], [x, *extras], a["child"], at, dims, over=node)
         return frame.ops.cast(frame.ops.full(frame.settled(out), order), element)
 
-    if layers <= 1:
-        return layer(x, first) if layers else x
+    if layers <= 1 or not frame.ops.loops:
+        for at in range(first, first + layers):
+            x = layer(x, at)
+        return x
     depth = len(place.ranges)
     keys = [
         key

@@ -29,7 +29,8 @@ def position(frame: Frame, node: Node, args: list[Value]) -> Value:
 def param(frame: Frame, node: Node, args: list[Value]) -> Value:
     path = _path(frame.place, node.attrs["param"])
     found = frame.step.weight(path, frame.place.ranges, frame.index)
-    return found.renamed(dict(zip(found.names, node.type.names, strict=True)))
+    own = found.names[len(found.names) - len(node.type.names) :]
+    return found.renamed(dict(zip(own, node.type.names, strict=True)))
 
 
 def _path(place: Place, name: str) -> str:
@@ -279,8 +280,12 @@ def cache(frame: Frame, node: Node, args: list[Value]) -> Value:
     rest = [n for n in node.type.names if n != history]
     new = ops.transpose(value, [BATCH, time, *rest])
     new = ops.cast(new, frame.stored(node.type.dtype))
+    if not step.caches:  # a step of its own
+        return new.renamed({time: history})
     held = step.caches[key]
-    arrays: dict[str, tuple[Size, Size]] = {f"@{n}": (at, 1) for n, at in enumerate(frame.index)}
+    arrays: dict[str, tuple[Size, Size]] = {
+        f"@{n}": (at, 1) for n, at in enumerate(frame.index) if at is not None
+    }
     old = ops.slice(held, arrays, drop=True) if arrays else held
     old = old.renamed(dict(zip(old.names, (BATCH, "@capacity", *rest), strict=True)))
     starts: dict[str, Size] = {name: at for name, (at, _) in arrays.items()}

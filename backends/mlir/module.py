@@ -20,7 +20,7 @@ from backends.mlir.step import Key, Step, Weights
 from backends.mlir.values import BATCH, Axis, Code, Element, Size, Unsupported, Value, tensor_type
 from compiler import spec
 from compiler.ir import Graph, Program
-from compiler.tensors import CachePattern, Pattern, Place, patterns
+from compiler.tensors import CachePattern, Pattern, patterns
 
 ENTRY = "main"
 PREFILL, DECODE = "prefill", "decode"
@@ -47,12 +47,7 @@ def lower(program: Program, kept: list[CachePattern], element: Element) -> Modul
     Raises:
         Unsupported: it has an op without a lowering, or inputs that a step cannot be given.
     """
-    node = lacking(_reached(program))
-    if node is not None:
-        place = f"{node.span}: " if node.span else ""
-        raise Unsupported(
-            f"{place}the MLIR backend cannot compile '{node.op}' ({', '.join(sorted(LOWERINGS))})"
-        )
+    supported(program)
     kept = [row for row in kept if ENTRY in row.entries]
     weights = Weights({(p.path, p.ranges): p for p in patterns(program)}, element)
     functions = [_function(program, kept, weights, name) for name in (PREFILL, DECODE)]
@@ -65,6 +60,21 @@ def lower(program: Program, kept: list[CachePattern], element: Element) -> Modul
         )
     text = "\n".join([*lines, *functions, "}", ""])
     return Module(text, name, dict(weights.used), tuple(kept), element)
+
+
+def supported(program: Program) -> None:
+    """Raises ``Unsupported`` if an op has no lowering, or a step cannot be given the inputs."""
+    node = lacking(_reached(program))
+    if node is not None:
+        place = f"{node.span}: " if node.span else ""
+        raise Unsupported(
+            f"{place}the MLIR backend cannot compile '{node.op}' "
+            f"(it lowers {', '.join(sorted(LOWERINGS))})"
+        )
+    body = program.bodies[program.entries[ENTRY].body]
+    if len(body.inputs) != 1 or body.inputs[0].type.dtype != "i64":
+        names = ", ".join(n.attrs["name"] for n in body.inputs)
+        raise Unsupported(f"the MLIR backend takes one input of token numbers, not {names}")
 
 
 def _stacked(pattern: Pattern) -> list[Axis]:
@@ -104,8 +114,6 @@ def _function(program: Program, kept: list[CachePattern], weights: Weights, name
     wanted: Size = 1 if single else "%wanted"
     capacity: Size = "%capacity"
     b, w = Axis(BATCH, batch), Axis("@wanted", wanted)
-    if len(body.inputs) != 1 or body.inputs[0].type.dtype != "i64":
-        raise Unsupported(f"the MLIR backend takes one input of token numbers, not {body.name}'s")
     tokens = Value("%tokens", (b, Axis("@time", time)), "i64")
     past = Value("%past", (b,), "i64")
     count = None if single else Value("%count", (b,), "i64")
@@ -148,12 +156,7 @@ def _function(program: Program, kept: list[CachePattern], weights: Weights, name
     for key, cache in step.caches.items():
         axes = [Axis(a.name, time) if a.name == "@capacity" else a for a in cache.axes]
         step.kept[key] = ops.fill(ops.empty(axes, cache.element), 0)
-    packed = ops.merge(tokens, [BATCH, "@time"], "@time")
-    (point,) = body.inputs
-    value = packed.renamed({"@time": point.type.names[0]})
-    frame = Frame(
-        step, body, Place(program.modules[program.root]), (), {point.attrs["name"]: value}
-    )
+    frame = Frame.entry(step, body, tokens)
     logits = frame.settled(frame.evaluate())
     order = [frame.axis(d) for d in body.result.type.dims]
     logits = ops.cast(ops.full(logits, order), "f32")

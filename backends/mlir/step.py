@@ -10,6 +10,7 @@ from backends.mlir.values import BATCH, Axis, Code, Element, Size, Value
 from compiler.ir import Program
 from compiler.tensors import CachePattern, Pattern
 
+BLOCKS = "@blocks"  # all of an array of blocks
 Key = tuple[str, tuple[range, ...]]  # a pattern's path and ranges
 
 
@@ -100,7 +101,7 @@ class Step:
         )
         return Value(name, value.axes, value.element)
 
-    def weight(self, path: str, ranges: tuple[range, ...], index: Sequence[Size]) -> Value:
+    def weight(self, path: str, ranges: tuple[range, ...], index: Sequence[Size | None]) -> Value:
         """A parameter, of the layer and the expert that ``index`` says."""
         pattern = self.weights.patterns[path, ranges]
         key = key_of(pattern)
@@ -108,10 +109,11 @@ class Step:
         element = self.weights.element(pattern)
         arrays = tuple(Axis(f"@{n}", len(r)) for n, r in enumerate(ranges))
         own = tuple(Axis(n, s) for n, s in zip(pattern.dims, pattern.shape, strict=True))
-        whole = Value("", (*arrays, *own), element)
-        name = self.code.define(f'util.global.load immutable @"{key}" : {whole.type}')
-        loaded = Value(name, whole.axes, element)
+        loaded = self.ops.stored(key, Value("", (*arrays, *own), element))
+        # None stands for all of an array, along an axis of its own.
         ranges_of: dict[str, tuple[Size, Size]] = {
-            axis.name: (at, 1) for axis, at in zip(arrays, index, strict=True)
+            axis.name: (at, 1) for axis, at in zip(arrays, index, strict=True) if at is not None
         }
-        return self.ops.slice(loaded, ranges_of, drop=True) if index else loaded
+        all_of = {a.name: BLOCKS for a, at in zip(arrays, index, strict=True) if at is None}
+        found = self.ops.slice(loaded, ranges_of, drop=True) if ranges_of else loaded
+        return found.renamed(all_of)

@@ -60,6 +60,14 @@ def maker(name: str) -> Callable[[Setup], Contestant]:
         from dslc.bench.ours import Ours
 
         return Ours
+    if name == "mlir":
+        from dslc.bench.with_mlir import WithMlir
+
+        return WithMlir
+    if name == "pytorch":
+        from dslc.bench.with_mlir import with_pytorch
+
+        return with_pytorch
     if name == "transformers":
         from dslc.bench.with_transformers import WithTransformers
 

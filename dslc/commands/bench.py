@@ -83,10 +83,15 @@ def run(options: argparse.Namespace) -> int:
     about = manifest.read(options.directory)
     files = manifest.verified_files(options.directory, about)
     threads = options.threads or len(os.sched_getaffinity(0))
+    own, dtype = ["dslc"], options.dtype
+    if about.backend == "mlir":
+        from backends.mlir.artifact import layout_of
+
+        own, dtype = ["mlir", "pytorch"], layout_of(files).dtype
     setup = Setup(
         directory=options.directory,
         checkpoint=options.checkpoint,
-        dtype=options.dtype,
+        dtype=dtype,
         threads=threads,
         vocab=about.entries["main"].inputs[0].below or 1,
         prompt=options.prompt_tokens,
@@ -96,9 +101,9 @@ def run(options: argparse.Namespace) -> int:
     with steps(str(options.directory)) as show:
         show("memory")
         speed = bandwidth(threads)
-        names = ["dslc", *([] if options.alone else PEERS)]
+        names = [*own, *([] if options.alone else PEERS)]
         rows, absent = race(names, setup, options.rounds, show)
-    width = 4 if options.dtype == "float32" else 2
+    width = 4 if dtype == "float32" else 2
     middle = setup.prompt + setup.new // 2
     patterns = [row.pattern() for row in about.parameters]
     plan = read_plan(files)
@@ -111,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         found: dict[str, Any] = {
             "model": about.model,
-            "dtype": options.dtype,
+            "dtype": dtype,
             "machine": _machine(),
             "threads": threads,
             "prompt_tokens": setup.prompt,
@@ -133,7 +138,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(found))
         return 0
     print(
-        f"{about.model} in {options.dtype}, a prompt of {setup.prompt} tokens and {setup.new} new "
+        f"{about.model} in {dtype}, a prompt of {setup.prompt} tokens and {setup.new} new "
         f"ones, {threads} threads of {_machine()}, medians of {options.rounds} rounds"
     )
     shown = [

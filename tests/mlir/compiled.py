@@ -46,28 +46,28 @@ def shared() -> Path:
 
 
 @cache
-def compiled(name: str) -> Path:
+def compiled(name: str, dtype: str = "float32") -> Path:
     """A directory that the MLIR backend wrote, whichever worker needs it first."""
-    where = shared() / name
+    where = shared() / f"{name}-{dtype}"
     where.parent.mkdir(exist_ok=True)
-    with open(where.parent / f"{name}.lock", "w") as lock:
+    with open(where.parent / f"{where.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not where.exists():
-            dslc.compile(name, dims="small", set=ODD[name], backend="mlir").save(where)
+            dslc.compile(name, dims="small", set=ODD[name], backend="mlir").save(where, dtype)
     return where
 
 
 @cache
-def model(name: str) -> Model:
-    return load(compiled(name), seed=0)
+def model(name: str, dtype: str = "float32") -> Model:
+    return load(compiled(name, dtype), seed=0)
 
 
 @cache
-def reference(name: str) -> torch.nn.Module:
+def reference(name: str, dtype: str = "float32") -> torch.nn.Module:
     """The same model, with the same random weights, by the PyTorch backend."""
-    where = folder() / f"{name}-torch"
+    where = folder() / f"{name}-torch-{dtype}"
     dslc.compile(name, dims="small", set=ODD[name]).save(where)
-    return dslc.load(where, seed=0, dtype="float32")
+    return dslc.load(where, seed=0, dtype=dtype)
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:

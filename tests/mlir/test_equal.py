@@ -56,6 +56,19 @@ def test_greedy_tokens(name: str, chunk: int | None) -> None:
         assert found == [row.tolist() for row in expected]
 
 
+def test_bfloat16() -> None:
+    """As far from the fp32 logits as the PyTorch backend's bfloat16 is, or nearer."""
+    name, errors = "llama3", []
+    for seed in range(5):
+        given = torch.tensor(tokens(name, 2, 9, seed))
+        with torch.no_grad():
+            exact = reference(name)(given).numpy()
+            theirs = difference(reference(name, "bfloat16")(given).float().numpy(), exact)
+        ours = difference(model(name, "bfloat16")(given.numpy()), exact)
+        errors.append(ours / theirs)
+    assert np.median(errors) <= 1.2
+
+
 def test_decoding_reads_what_was_put_into_the_cache_in_place() -> None:
     """The caches that a step returns are those that it was given, not copies."""
     ours = model("dsv3")

@@ -1,11 +1,19 @@
 """Weights as numpy reads them: the same numbers as torch's."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
+import dslc
+from backends.mlir.artifact import described
+from backends.mlir.module import lower
 from backends.mlir.sampling import choose
-from backends.mlir.weights import _e4m3, _store
+from backends.mlir.weights import _e4m3, _store, stacked
 from backends.pytorch import sampling
+from compiler.tensors import caches
+from dslc.cli import run
 
 
 def test_every_byte_of_e4m3() -> None:
@@ -38,3 +46,28 @@ def test_draws_are_those_of_the_pytorch_backend() -> None:
                 torch.tensor(logits), rows, step, temperature, top_p, 11, min_p
             )
             assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("deploy", [None, "fp8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_is_what_the_pytorch_backend_reads(
+    deploy: str | None, dtype: str, tmp_path: Path
+) -> None:
+    """Stored in bfloat16, or in FP8 with scales: the same numbers, stacked."""
+    stored = tmp_path / "checkpoint"
+    extra = ["--deploy", deploy] if deploy else []
+    assert run(["init", str(stored), "dsv3", "--dims", "small", *extra]) == 0
+    program = dslc.compile("dsv3", checkpoint=stored)
+    program.save(tmp_path / "torch")
+    theirs = dslc.load(tmp_path / "torch", checkpoint=stored, dtype=dtype)
+    elements = {"float32": "f32", "bfloat16": "bf16"}
+    compiled = program.compiled
+    module = lower(compiled.program, caches(compiled.after("elaborate")), elements[dtype])
+    arrays = stacked(described(module, dtype), theirs.manifest, stored)
+    expected = theirs.state_dict()
+    for key, pattern in module.parameters.items():
+        each = zip(pattern.tensors(), arrays[key].reshape(len(pattern), -1), strict=True)
+        for tensor, found in each:
+            wide = found.astype(np.uint32) << 16 if found.dtype == np.uint16 else found
+            values = expected[tensor.name].float().numpy().reshape(-1)
+            np.testing.assert_array_equal(wide.view(np.float32), values)
