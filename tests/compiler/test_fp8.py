@@ -281,3 +281,18 @@ def test_decoding_is_not_compiled_ahead_for_it(tmp_path):
     with pytest.raises(UserError, match="leave out --optimize or --deploy fp8"):
         program.save(tmp_path / "out", optimize="float32")
     assert not (tmp_path / "out").exists()
+
+
+def test_ranks_send_each_other_codes(tmp_path):
+    file = tmp_path / "ep.arch"
+    deploy = "deploy ep of DeepSeekV3 from fp8 { mesh ep = 2  shard batch -> ep, MoE.expert -> ep }"
+    file.write_text(f"edition 2026\nimport dsv3\n{deploy}\n")
+    lines = shown(
+        compile_model(str(file), Choices(preset="small"), deploy="ep").program, "MoE.call"
+    )
+    kept = [line for line in lines if "_codes" in line]
+    assert kept[0].startswith("%x_codes = quantize(%x)")
+    assert (
+        "dispatch(%routed.sent, %pick, %x_codes)" in kept[1] and "coded[routed.rows, d]" in kept[1]
+    )
+    assert "call(%x_codes)" in kept[2] and len(kept) == 3  # the shared expert reads the same codes
