@@ -25,6 +25,7 @@ COMMANDS = {
     "check": "find every mistake of .arch files",
     "inspect": "what a model is: parameters, cache and FLOPs per token, by block",
     "compile": "compile an .arch file into a directory",
+    "plan": "what a deployment would cost and how fast it would run, without a GPU",
     "run": "generate with a compiled model",
     "bench": "time a compiled model beside what its user would otherwise run",
     "compare": "find where two implementations of a model first differ, by source line",

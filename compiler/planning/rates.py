@@ -1,8 +1,8 @@
 """What a cluster reaches: its figures, what stands in for one that is missing, and which were used.
 
 A rate that nobody wrote down is taken from the nearest that is: a grouped product runs as fast as
-a product, a backward product as its forward one, and where a class of kernels has no rate at all, at
-its peak. Every stand-in is noted, and a plan prints it.
+a product, a backward product as its forward one, and where a class of kernels has no rate at all,
+at its peak. Every stand-in is noted, and a plan prints it.
 """
 
 from __future__ import annotations

@@ -199,6 +199,9 @@ def backward_work(kernel: Kernel, gradient: float) -> tuple[list[Work], list[Wor
     ]
     if kernel.separate and product.gradients.format is not None:
         forms = 2 if product.gradients.turns else 1
-        moved = kernel.results * (kernel.own + forms * product.gradients.bytes)
+        comes = kernel.own
+        if kernel.sent_back:  # quantised already, in one of the forms
+            comes, forms = product.gradients.bytes, forms - 1
+        moved = kernel.results * (comes + forms * product.gradients.bytes)
         dgrad.append(Work("", None, 0.0, moved))
     return dgrad, wgrad
