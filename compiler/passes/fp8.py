@@ -30,7 +30,7 @@ def run(program: Program) -> Program:
         name: _Body(graph, homes.get(name, [])).run() for name, graph in program.bodies.items()
     }
     program = program.with_bodies(bodies)
-    while (moved := _arguments(program) or _results(program)) is not None:
+    while (moved := _arguments(program) or _sent(program) or _results(program)) is not None:
         program = moved
     return program
 
@@ -289,6 +289,30 @@ def _once(graph: Graph) -> Graph:
             continue
         made.replace(node.name, made.copy(node).name)
     return made.done()
+
+
+def _sent(program: Program) -> Program | None:
+    """One value that ranks send each other and only read quantised, sent quantised; None if there
+    is none."""
+    for graph in program.bodies.values():
+        for node in graph:
+            coding = _read_as(graph, node) if node.op == "dispatch" else None
+            if coding is None or not set(coding.over) <= set(graph[node.inputs[2]].type.names):
+                continue
+            made = Rewriter(graph)
+            for old in graph:
+                if old.op == "quantize" and old.inputs == (node.name,):
+                    made.replace(old.name, made.to[node.name])
+                elif old.name == node.name:
+                    value = made.new[made.to[node.inputs[2]]]
+                    codes = quantize(made, value, coding, node)
+                    inputs = (*(made.to[i] for i in node.inputs[:2]), codes.name)
+                    type = replace(node.type, dtype="coded", coding=coding)
+                    made.replace(old.name, made.new.add(node.with_(inputs=inputs, type=type)).name)
+                else:
+                    made.replace(old.name, made.copy(old).name)
+            return program.with_bodies({**program.bodies, graph.name: _once(made.done())})
+    return None
 
 
 def _results(program: Program) -> Program | None:

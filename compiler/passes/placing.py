@@ -270,7 +270,12 @@ def renamed(value: Any, dims: Dims) -> Any:
 
 
 def attributes(node: Node, dims: Dims) -> dict[str, Any]:
-    return {k: renamed(v, dims) if k in OF_DIMS else v for k, v in node.attrs.items()}
+    found = {k: renamed(v, dims) if k in OF_DIMS else v for k, v in node.attrs.items()}
+    if "quantises" in found:  # which dims tiles run along
+        found["quantises"] = tuple(
+            c and c.along(*renamed(c.over, dims)) for c in found["quantises"]
+        )
+    return found
 
 
 def communicates(graph: Graph) -> bool:

@@ -15,51 +15,9 @@ from compiler.spec import flops
 from compiler.text import body_text, parse, program_text, same
 from compiler.verify import verify
 from dsl.constants import Choices
+from tests.compiler.mixed import ARCH, RECIPE
 
 MLP = {"W_gate", "W_up", "W_down"}
-RECIPE = "e4m3, activations = 1 x 128, weights = 128 x 128, promote = 128"
-
-ARCH = """
-edition 2026
-import std.norm
-import std.ffn
-import std.formats
-
-const vocab = 40
-const hidden = 12
-index t : time
-
-block Mixed[d] {
-  index h : 2, n : 3, a : 7, b : 5
-  param W[(h, n), d]
-  param U[a|b, d]
-  param V[d, (h, n)]
-  param P[d, a|b]
-  def (x[t,d]) -> y[t,d] {
-    q[t,h,n] = W[(h,n),d] * x[t,d]
-    r[t,h,n] = W[(h,n),d] * x[t,d] * 0.5
-    u[t,a|b] = U[a|b,d] * x[t,d]
-    o[t,d]   = V[d,(h,n)] * q[t,h,n]
-    p[t,d]   = P[d,a] * u[t,a] + P[d,b] * u[t,b]
-    y[t,d]   = o[t,d] + p[t,d] + V[d,(h,n)] * r[t,h,n]
-  }
-}
-
-model Small {
-  index d : hidden, w : vocab
-  param embed[w, d]
-  use norm = RMSNorm[d]
-  use mixed = Mixed[d]
-  index f : 10
-  use mlp = SwiGLU[d, f]
-  def main(token[t] of w) -> logits[t,w] {
-    x0[t,d] = embed[token[t], d]
-    x1[t,d] = x0[t,d] + mixed(norm(x0[t,d]))
-    x2[t,d] = x1[t,d] + mlp(x1[t,d])
-    logits[t,w] = embed[w,d] * x2[t,d]
-  }
-}
-"""
 
 
 @pytest.fixture
@@ -323,3 +281,18 @@ def test_decoding_is_not_compiled_ahead_for_it(tmp_path):
     with pytest.raises(UserError, match="leave out --optimize or --deploy fp8"):
         program.save(tmp_path / "out", optimize="float32")
     assert not (tmp_path / "out").exists()
+
+
+def test_ranks_send_each_other_codes(tmp_path):
+    file = tmp_path / "ep.arch"
+    deploy = "deploy ep of DeepSeekV3 from fp8 { mesh ep = 2  shard batch -> ep, MoE.expert -> ep }"
+    file.write_text(f"edition 2026\nimport dsv3\n{deploy}\n")
+    lines = shown(
+        compile_model(str(file), Choices(preset="small"), deploy="ep").program, "MoE.call"
+    )
+    kept = [line for line in lines if "_codes" in line]
+    assert kept[0].startswith("%x_codes = quantize(%x)")
+    assert (
+        "dispatch(%routed.sent, %pick, %x_codes)" in kept[1] and "coded[routed.rows, d]" in kept[1]
+    )
+    assert "call(%x_codes)" in kept[2] and len(kept) == 3  # the shared expert reads the same codes

@@ -10,7 +10,7 @@ No gradient passes a quantised product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -149,6 +149,17 @@ class Coded:
 
     def index_select(self, axis: int, index: Tensor) -> Coded:
         return self._rows(lambda part: part.index_select(axis, index))
+
+    def split(self, counts: Sequence[int]) -> tuple[Coded, ...]:
+        parts = zip(self.codes.split(counts), self.scales.split(counts), strict=True)
+        return tuple(Coded(codes, scales, self.coding, self.columns) for codes, scales in parts)
+
+    def sent(self, send: Callable[[Tensor], Tensor]) -> Coded:
+        """Rows sent elsewhere: codes as bytes, which every transport takes, and scales."""
+        narrow = self.codes.element_size() == 1
+        codes = send(self.codes.view(torch.uint8) if narrow else self.codes)
+        codes = codes.view(self.codes.dtype) if narrow else codes
+        return Coded(codes, send(self.scales), self.coding, self.columns)
 
     def expand(self, *shape: int) -> Coded:
         """Rows are repeated; ``shape`` is that of the codes."""

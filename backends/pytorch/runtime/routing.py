@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from backends.pytorch.runtime.experts import _method, _rows, picked
+from backends.pytorch.runtime.fp8 import Coded
 
 if TYPE_CHECKING:
     from backends.pytorch.runtime.mesh import Group, Mesh
@@ -124,8 +125,8 @@ class Routing:
         self._token = token[order]
         self._gate = gate[token, pick][order]
 
-    def dispatch(self, x: Tensor) -> Tensor:
-        """The rows of an argument for this rank's blocks.
+    def dispatch(self, x: Tensor | Coded) -> Any:
+        """The rows of an argument for this rank's blocks; of a coded one, codes and scales.
 
         Args:
             x: ``[*rows, picks or 1, ...]``, where an axis of rows may have length 1.
@@ -133,6 +134,8 @@ class Routing:
         Returns:
             ``[len(block), ...]``.
         """
+        if isinstance(x, Coded):
+            return x.sent(self.dispatch)
         lead = self._shape if self._each else (*self._shape[:-1], 1)
         mine = torch.arange(torch.Size(lead).numel(), device=x.device)
         rows = _rows(x, torch.Size(lead), mine)

@@ -15,7 +15,7 @@ from compiler.interpret import Interpreter, parameters, random_weights
 from compiler.pipeline import compile_model
 from dsl.constants import Choices
 from dsl.program import open_program
-from tests.compiler.test_fp8 import ARCH, RECIPE
+from tests.compiler.mixed import ARCH, RECIPE
 from tests.pytorch.running import made
 
 FORMATS = open_program("dsv3").formats
