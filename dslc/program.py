@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from backends.triton.ahead import Binary
     from backends.triton.generate import Generated
 
-BACKENDS = ("pytorch",)
+BACKENDS = ("pytorch", "mlir")
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTISING = ("select-fp8", "fp8")
 SOURCE = "select-fp8"  # the stage that is nearest to the source and says how it is run
@@ -155,7 +155,7 @@ class Program:
 
         Args:
             optimize: a dtype, for which the step of one token is compiled to machine code of this
-                CPU: float32 or bfloat16.
+                CPU: float32 or bfloat16. With the backend mlir, the dtype of the whole module.
             progress: called with what is being compiled.
 
         Raises:
@@ -166,9 +166,16 @@ class Program:
         files = {
             "graph.txt": self.graph().encode(),
             "source.txt": self.graph(SOURCE).encode(),
-            "model.py": self.code().encode(),
         }
-        if optimize is not None:
+        if self.backend == "mlir":
+            from backends.mlir.artifact import build
+
+            self._for_mlir()
+            elaborated = self.compiled.after(SOURCE)
+            files |= build(self.compiled.program, elaborated, optimize or "float32", progress)
+        else:
+            files["model.py"] = self.code().encode()
+        if optimize is not None and self.backend == "pytorch":
             files |= self._ahead(optimize, progress)
         if self.generated is not None:
             from backends.triton.generate import files as of_gpu
@@ -190,13 +197,46 @@ class Program:
             context=self.context,
             pairs=most_pairs(self.compiled.program),
             deployment=self.deployed.name if self.deployed else None,
+            local=self.compiled.program,
             backend=self.backend,
             target=self.target,
         )
         directory.write(Path(path), about, files)
 
+    def mlir(self, dialect: str = "linalg", dtype: str = "float32") -> str:
+        """The text of the MLIR module, verified.
+
+        Args:
+            dialect: linalg is what is compiled; torch, stablehlo or tosa what torch-mlir makes.
+            dtype: float32 or bfloat16.
+
+        Raises:
+            UserError: an extra is not installed, or the program has something without a lowering.
+        """
+        from backends.mlir.emit import emit
+
+        self._for_mlir()
+        return emit(self.compiled.program, self.compiled.after(SOURCE), dialect, dtype)
+
+    def _for_mlir(self) -> None:
+        if self.target != "cpu":
+            raise UserError(
+                f"the MLIR backend compiles for the CPU, not for --target {self.target}"
+            )
+        if self.deployed is not None:
+            raise UserError(
+                f"the MLIR backend compiles for no deployment yet ('{self.deployed.name}'); "
+                "without one, FP8 checkpoints run, dequantised when they are loaded"
+            )
+
     def _ahead(self, dtype: str, progress: Callable[[str], None]) -> dict[str, bytes]:
         """The files of a compiled decode step."""
+        if any(p.coding for m in self.after().modules.values() for p in m.parameters):
+            name = self.deployed.name if self.deployed else ""
+            raise UserError(
+                f"decoding is not compiled ahead for quantised products yet: leave out --optimize "
+                f"or --deploy {name}"
+            )
         from backends.pytorch.ahead.build import build, stored_blocks  # torch, and Inductor
 
         blocked = {}

@@ -14,14 +14,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from backends.pytorch.problems import listing, message, told
 from backends.pytorch.tensorfile import Reader, Stored, TensorFileError, read_header
 from compiler.errors import UserError
 from compiler.tensors import Pattern, Tensor
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16")
@@ -51,11 +54,17 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype | None:
         """The dtype that config.json says the model runs in, if it says one."""
+        import torch
+
+        found: torch.dtype | None = getattr(torch, self.dtype_name or "", None)
+        return found
+
+    @property
+    def dtype_name(self) -> str | None:
+        """The same as a word: float32, bfloat16 or float16."""
         named = self.config.get("dtype", self.config.get("torch_dtype"))
         named = named.removeprefix("torch.") if isinstance(named, str) else ""
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(
-            named
-        )
+        return named if named in ("float32", "bfloat16", "float16") else None
 
     @property
     def block(self) -> tuple[int, int] | None:
@@ -316,7 +325,9 @@ def wrong_scale(
         return f"'{name}': expected F32 {list(expected)}, found {scale}"
     if scale.is_cut_off:
         return f"'{name}': {_cut_off(scale)}"
-    wrong = int((~torch.isfinite(reader.read(scale))).sum())
+    values = np.empty(scale.shape, dtype="<f4")
+    reader.read_bytes(scale, values.data.cast("B"))
+    wrong = int((~np.isfinite(values)).sum())
     return f"'{name}': {wrong} of its scales are NaN or infinite" if wrong else None
 
 

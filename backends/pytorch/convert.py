@@ -26,9 +26,10 @@ from backends.pytorch.checkpoint import (
     scale_name,
     wrong_scale,
 )
+from backends.pytorch.dtypes import DTYPES
 from backends.pytorch.memory import shown
 from backends.pytorch.runtime.fp8 import quantised_matrix
-from backends.pytorch.tensorfile import DTYPES, Reader, Stored, TensorFileError
+from backends.pytorch.tensorfile import Reader, Stored, TensorFileError
 from backends.pytorch.weights import dequantise
 from backends.pytorch.write import DiskFull
 from compiler.coding import Coding

@@ -7,19 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from backends.pytorch.asked import InputError as InputError
+from backends.pytorch.asked import NotAvailable as NotAvailable
+from backends.pytorch.asked import check_context as check_context
+from backends.pytorch.asked import check_prompts as check_prompts
 from backends.pytorch.runtime import Cache, Step
-from compiler.errors import UserError
-from compiler.manifest import InputRow, Manifest
+from compiler.manifest import InputRow
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-class InputError(UserError, ValueError):
-    """Arguments that a model cannot be run on."""
-
-
-class NotAvailable(UserError):
-    """An entry whose weights the checkpoint did not hold."""
 
 
 def counts_of(
@@ -81,51 +76,6 @@ def packed(row: InputRow, x: Tensor, counts: Sequence[int], drop: int, cut: int)
             wrong = low if low < 0 else high
             raise InputError(f"'{row.name}' {wrong} is not one of 0 .. {row.below - 1}")
     return rows
-
-
-def check_context(manifest: Manifest, positions: int, what: str = "") -> None:
-    """
-    Args:
-        what: what would have so many positions, if it is not just a sequence.
-
-    Raises:
-        InputError: a sequence of so many positions is longer than the source allows.
-    """
-    limit = manifest.context
-    if limit is not None and positions > limit.positions:
-        raise InputError(
-            f"{what or f'a sequence of {positions:,} positions'}; the model is made for "
-            f"{limit.positions:,} ({limit.text}, {limit.place})"
-        )
-
-
-def check_prompts(
-    manifest: Manifest, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> None:
-    """Whether prompts can be continued at all.
-
-    Raises:
-        InputError: the model takes other inputs than tokens, a prompt has others than the model's
-            or none, or there is no room for so many new ones.
-    """
-    takes = manifest.entries["main"].inputs
-    if len(takes) != 1 or takes[0].below is None:
-        names = ", ".join(i.name for i in takes)
-        raise InputError(f"'main' takes {names}; only models of one input of tokens generate")
-    if not all(prompts):
-        raise InputError("a prompt needs at least one token")
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens is {max_new_tokens}: it cannot be negative")
-    for token in (token for prompt in prompts for token in prompt):
-        if not 0 <= token < takes[0].below:
-            raise InputError(f"'{takes[0].name}' {token} is not one of 0 .. {takes[0].below - 1}")
-    longest = max(map(len, prompts), default=0)
-    total = longest + max_new_tokens
-    check_context(
-        manifest,
-        total,
-        f"a prompt of {longest:,} and {max_new_tokens:,} new tokens are {total:,} positions",
-    )
 
 
 def unpacked(rows: Tensor, step: Step, time: int, last_only: bool) -> Tensor:

@@ -6,19 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from backends.pytorch.inputs import InputError
+from backends.pytorch.asked import InputError, uniform
+from backends.pytorch.asked import check_sampling as check
 
-WORD = 1 << 64
-
-
-def check(temperature: float, top_p: float, min_p: float) -> None:
-    """Raises ``InputError`` for parameters that ``choose`` cannot take."""
-    if not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature is {temperature}: it must be 0 or more")
-    if not 0 < top_p <= 1:
-        raise InputError(f"top_p is {top_p}: it must be above 0 and at most 1")
-    if not 0 <= min_p <= 1:
-        raise InputError(f"min_p is {min_p}: it must be at least 0 and at most 1")
+__all__ = ["check", "choose", "uniform"]
 
 
 def choose(
@@ -74,18 +65,3 @@ def choose(
     # A draw that rounds up to the sum must not fall on a token that was cut off.
     last = (ordered > 0).sum(-1, keepdim=True) - 1
     return tokens.gather(-1, chosen.minimum(last)).squeeze(-1)
-
-
-def uniform(seed: int, row: int, step: int) -> float:
-    """A number in [0, 1): splitmix64 (Steele et al. 2014) of the three numbers."""
-    state = 0
-    for number in (seed, row, step):
-        state = _mixed(state ^ _mixed(number % WORD))
-    return (state >> 11) / (1 << 53)
-
-
-def _mixed(state: int) -> int:
-    state = (state + 0x9E3779B97F4A7C15) % WORD
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % WORD
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % WORD
-    return state ^ (state >> 31)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backends.pytorch.inputs import InputError
+from backends.pytorch.asked import InputError
 from backends.pytorch.text import Text, Tokenizer
 
 Stop = str | Sequence[int]

@@ -11,17 +11,19 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 LONGEST_HEADER = 100_000_000  # the format's own limit, bytes
 
-# Bits per element of every dtype the format knows; only those of DTYPES can be read.
+# Bits per element of every dtype the format knows; only those of ``dtypes.py`` can be read.
 BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -30,12 +32,6 @@ BITS = {
     **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
-}
-DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
 }
 
 
@@ -116,6 +112,7 @@ class Reader:
     def __init__(self) -> None:
         self._path: Path | None = None
         self._handle = -1
+        self.bytes = 0  # that have been read
 
     def __enter__(self) -> Self:
         return self
@@ -137,13 +134,26 @@ class Reader:
         Raises:
             TensorFileError: the file ends before the tensor does, or cannot be read.
         """
+        import torch
+
+        from backends.pytorch.dtypes import DTYPES
+
         if into is None:
             into = torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
-        if not stored.size:
-            return into
+        if stored.size:
+            # numpy has no bf16 or fp8; as bytes, all dtypes are alike.
+            self.read_bytes(
+                stored, memoryview(into.detach().view(-1).view(torch.uint8).numpy().data)
+            )
+        return into
+
+    def read_bytes(self, stored: Stored, view: memoryview) -> None:
+        """A tensor's bytes, ``stored.size`` of them; needs no torch.
+
+        Raises:
+            TensorFileError: the file ends before the tensor does, or cannot be read.
+        """
         self._open(stored.file)
-        # numpy has no bf16 or fp8; as bytes, all dtypes are alike.
-        view = memoryview(into.detach().view(-1).view(torch.uint8).numpy().data)
         done = 0
         while done < stored.size:
             try:
@@ -153,6 +163,24 @@ class Reader:
             if not count:
                 raise TensorFileError(f"{stored.file} ends within '{stored.name}'")
             done += count
+            self.bytes += count
+
+    def read_parts(
+        self, stored: Stored, stretches: Iterable[tuple[int, int]], into: torch.Tensor
+    ) -> torch.Tensor:
+        """Stretches of a tensor's elements, behind one another; no other byte is read.
+
+        Args:
+            stretches: begin and end, in elements.
+            into: contiguous CPU tensor of the stored dtype, filled and returned.
+        """
+        width, done, flat = into.element_size(), 0, into.view(-1)
+        for begin, end in stretches:
+            part = replace(
+                stored, start=stored.start + begin * width, size=(end - begin) * width, shape=()
+            )
+            self.read(part, flat[done : done + end - begin])
+            done += end - begin
         return into
 
     def _open(self, path: Path) -> None:

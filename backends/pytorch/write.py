@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from backends.pytorch.checkpoint import INDEX, scale_name
+from backends.pytorch.dtypes import DTYPES
 from backends.pytorch.initialise import CHUNK, values
 from backends.pytorch.memory import shown
-from backends.pytorch.tensorfile import DTYPES
 from compiler.errors import UserError
 from compiler.tensors import Pattern, Tensor
 

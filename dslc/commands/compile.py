@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from compiler.errors import UserError
 from compiler.pipeline import PASSES
-from dslc.commands.options import add_json, add_source, compiled, not_yet
+from dslc.commands.options import add_json, add_source, compiled
 from dslc.config import read_config
 from dslc.terminal import large, steps
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dslc.program import Program
 
 DTYPES = ("float32", "bfloat16")
+DIALECTS = ("torch", "linalg", "stablehlo", "tosa")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=("graph", "pytorch", "triton", "mlir"),
         help="print one form of the program and write nothing",
     )
-    parser.add_argument("--dialect", metavar="D", help="with --emit mlir")
+    parser.add_argument(
+        "--dialect", choices=DIALECTS, help="with --emit mlir: linalg (what is compiled) or another"
+    )
     parser.add_argument("--after", metavar="PASS", help="with --emit graph: as that pass left it")
     parser.add_argument(
         "--verify", action="store_true", help="run the program before and after each pass, compare"
@@ -44,34 +47,41 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="that --optimize, or a GPU's kernels, are compiled for (as config.json says, or "
-        "bfloat16)",
+        help="that --optimize, --backend mlir or a GPU's kernels are compiled for (as config.json "
+        "says; else bfloat16, float32 with --backend mlir)",
     )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.emit == "mlir" or options.dialect:
-        raise not_yet(f"--emit {options.emit}")
+    if options.dialect and options.emit != "mlir":
+        raise UserError("--dialect says what --emit mlir prints")
+    mlir = options.backend == "mlir" or options.emit == "mlir"
     on_cpu = options.target == "cpu"
     if options.emit == "triton" and on_cpu:
         raise UserError("--emit triton prints a GPU's kernels: name one, as in --target sm_90")
+    if options.optimize and mlir:
+        raise UserError("--optimize compiles the PyTorch backend's decoding, not --backend mlir's")
     if options.optimize and not on_cpu:
         raise UserError(f"--optimize compiles for the CPU, not for --target {options.target}")
-    if options.dtype and on_cpu and not options.optimize:
+    if options.dtype and on_cpu and not options.optimize and not mlir:
         raise UserError(
-            "--dtype says what --optimize and a GPU's kernels are compiled for; dslc run takes a "
-            "--dtype too"
+            "--dtype says what --optimize, --backend mlir or a GPU's kernels are compiled for; "
+            "dslc run takes a --dtype too"
         )
     with steps(options.file) as show:
         program = compiled(options, show, options.verify)
+    if options.emit == "mlir":
+        print(program.mlir(options.dialect or "linalg", _dtype(options, "float32")), end="")
+        return 0
     if options.emit or options.after:
         print(_text(program, options), end="")
         return 0
     output = options.output or Path("build") / Path(options.file).stem
-    if options.optimize:
+    if options.optimize or mlir:
+        dtype = _dtype(options, "float32" if mlir else "bfloat16")
         with steps(options.file) as show:
-            program.save(output, optimize=_dtype(options), progress=show)
+            program.save(output, dtype, progress=show)
     else:
         with steps(options.file) as show:
             program.save(output, progress=show)
@@ -100,10 +110,10 @@ def _text(program: Program, options: argparse.Namespace) -> str:
     return program.graph(options.after)
 
 
-def _dtype(options: argparse.Namespace) -> str:
-    """What decoding is compiled for."""
+def _dtype(options: argparse.Namespace, otherwise: str) -> str:
+    """What is compiled for a dtype is compiled for this one."""
     if options.dtype:
         return str(options.dtype)
     config = read_config(options.checkpoint) if options.checkpoint else {}
     stored = config.get("dtype", config.get("torch_dtype"))
-    return stored if stored in DTYPES else "bfloat16"
+    return stored if stored in DTYPES else otherwise

@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.pytorch.faults import watch_over
+from backends.pytorch.world import check_world, is_worker, rank
 from compiler.errors import UserError
 from compiler.manifest import read
 from dslc.cli import INTERRUPTED
-from dslc.commands.options import add_json, not_yet
+from dslc.commands.options import add_json, not_yet, positive
 from dslc.prompts import conversation, encoded, need_tokenizer, open_tokenizer
 from dslc.terminal import note, progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from backends.pytorch.model import Model
     from dslc.transcript import Transcript, Watch
 
 
@@ -69,8 +72,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", metavar="NAME", help="float32 or bfloat16 (as the checkpoint says, or float32)"
     )
-    parser.add_argument("--nproc", metavar="N", type=int, default=1, help="local processes")
-    parser.add_argument("--record-loads", metavar="FILE", type=Path, help="of the experts")
+    parser.add_argument("--nproc", metavar="N", type=positive, default=1, help="local processes")
+    parser.add_argument(
+        "--record-loads",
+        metavar="FILE",
+        type=Path,
+        help="how often each block of an array was picked, as JSON for dslc balance",
+    )
+    parser.add_argument(
+        "--placement",
+        metavar="FILE",
+        type=Path,
+        help="which rank holds which blocks and copies, from dslc balance -o",
+    )
     add_json(parser)
 
 
@@ -85,42 +99,36 @@ def tokens(text: str) -> list[int]:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.nproc != 1:
-        raise not_yet(f"--nproc {options.nproc}")
-    if options.record_loads:
-        raise not_yet("--record-loads")
+    if options.nproc > 1 and not is_worker():
+        return launched(options)
+    first = rank() == 0
+    if is_worker():
+        watch_over()
+        check_world(read(options.directory))
     tokenizer = open_tokenizer(options.checkpoint)
     prompts = _prompts(options, tokenizer)
 
-    from backends.pytorch.inputs import check_prompts
-    from backends.pytorch.load import load
-    from backends.pytorch.memory import keep_freed
-    from backends.pytorch.sampling import check
+    from backends.pytorch.asked import check_prompts, check_sampling
     from dslc.transcript import Transcript, Watch
 
     # Before weights are loaded, which may take minutes.
-    check(options.temperature, options.top_p, options.min_p)
-    check_prompts(read(options.directory), prompts, options.max_new_tokens)
-    keep_freed()
-    with progress("loading") as bar:
-        model = load(
-            options.directory,
-            options.checkpoint,
-            options.device,
-            options.dtype,
-            options.init_seed,
-            progress=bar,
-            note=note,
-        )
-    live = sys.stdout.isatty() and not options.json and len(prompts) == 1
+    check_sampling(options.temperature, options.top_p, options.min_p)
+    manifest = read(options.directory)
+    check_prompts(manifest, prompts, options.max_new_tokens)
+    opened = _open_mlir if manifest.backend == "mlir" else _open_pytorch
+    with progress("loading") if first else nullcontext() as bar:
+        generate = opened(options, bar)
+    live = first and sys.stdout.isatty() and not options.json and len(prompts) == 1
     watch = Watch()
     transcript = Transcript(prompts, tokenizer, options.stop, options.chat, live)
     interrupted = False
     try:
-        tokens = _generate(model, tokenizer, options, watch, transcript)
+        tokens = _generate(generate, tokenizer, options, watch, transcript)
     except KeyboardInterrupt:  # what there is by then is printed
         interrupted = True
         tokens = transcript.tokens()
+    if not first:
+        return INTERRUPTED if interrupted else 0
     transcript.end()
     texts = transcript.texts()
     if options.json:
@@ -132,6 +140,14 @@ def run(options: argparse.Namespace) -> int:
     if options.checkpoint is None:
         note("weights are random, as there is no --checkpoint")
     return INTERRUPTED if interrupted else 0
+
+
+def launched(options: argparse.Namespace) -> int:
+    """The same command in several processes."""
+    check_world(read(options.directory), options.nproc)
+    from dslc.launch import launch
+
+    return launch(options.nproc, sys.argv[1:])
 
 
 def _prompts(options: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
@@ -157,42 +173,87 @@ def _prompts(options: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
     return prompts
 
 
+# Prompts and options of ``generate`` to sequences of token numbers.
+Generate = Callable[..., list[list[int]]]
+Progress = Callable[[int, int], None]
+
+
+def _open_pytorch(options: argparse.Namespace, bar: Progress | None) -> Generate:
+    import torch
+
+    from backends.pytorch.load import load
+    from backends.pytorch.memory import keep_freed
+    from dslc.loads import counted, read_placement
+
+    keep_freed()
+    model = load(
+        options.directory,
+        options.checkpoint,
+        options.device,
+        options.dtype,
+        options.init_seed,
+        progress=bar,
+        note=note if rank() == 0 else lambda _: None,
+        placements=read_placement(options.placement) if options.placement else None,
+    )
+
+    def generate(
+        prompts: list[list[int]], *, on_token: Callable[[int, list[int]], None], **rest: Any
+    ) -> list[list[int]]:
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        padded = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
+        for row, prompt in zip(padded, prompts, strict=True):
+            row[: len(prompt)] = torch.tensor(prompt)
+
+        def told(step: int, new: Tensor) -> None:
+            on_token(step, new.tolist())
+
+        with counted(model, options.record_loads):
+            out = model.generate(padded, lengths, on_token=told, **rest)
+        return [sequence.tolist() for sequence in out]
+
+    return generate
+
+
+def _open_mlir(options: argparse.Namespace, bar: Progress | None) -> Generate:
+    from backends.mlir.model import load
+
+    if options.record_loads or options.placement:
+        raise not_yet("--record-loads or --placement with the backend 'mlir'")
+    if options.device != "cpu":
+        raise UserError(f"{options.directory} runs on the CPU, not on '{options.device}'")
+    model = load(
+        options.directory, options.checkpoint, options.dtype, options.init_seed, progress=bar
+    )
+    return model.generate
+
+
 def _generate(
-    model: Model,
+    generate: Generate,
     tokenizer: Any,
     options: argparse.Namespace,
     watch: Watch,
     transcript: Transcript,
 ) -> list[list[int]]:
     """Prompt and continuation of each sequence."""
-    import torch
-
     from backends.pytorch.checkpoint import eos_tokens
 
-    prompts = transcript.prompts
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    padded = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt)
-
-    def on_token(step: int, new: Tensor) -> None:
-        watch.token(step, new.tolist())
-        transcript.token(new.tolist())
+    def on_token(step: int, new: list[int]) -> None:
+        watch.token(step, new)
+        transcript.token(new)
 
     # Special tokens have no text, so that one given as --stop is found by its number.
     special = [[n] for text in options.stop if (n := tokenizer.token_to_id(text)) is not None]
     watch.start()
-    out = model.generate(
-        padded,
-        lengths,
-        options.max_new_tokens,
-        options.temperature,
-        options.top_p,
-        options.seed,
+    return generate(
+        transcript.prompts,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
         eos=eos_tokens(options.checkpoint) if options.checkpoint else None,
         on_token=on_token,
         min_p=options.min_p,
         stop=[*options.stop, *special],
         tokenizer=tokenizer,
     )
-    return [sequence.tolist() for sequence in out]

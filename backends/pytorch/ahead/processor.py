@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 FAMILIES = ("avx", "amx", "fma", "f16c", "bmi", "sve", "asimd", "bf16", "i8mm")
 
 
@@ -14,9 +12,11 @@ def features() -> tuple[str, ...]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
-        return (torch.backends.cpu.get_cpu_capability(),)
+        lines = []
     for line in lines:
         name, _, values = line.partition(":")
         if name.strip() in ("flags", "Features"):
             return tuple(sorted(v for v in values.split() if v.startswith(FAMILIES)))
+    import torch
+
     return (torch.backends.cpu.get_cpu_capability(),)

@@ -1,0 +1,166 @@
+"""The stacked weights of a module: random ones, or those of a checkpoint, read into their places.
+
+IREE takes the bytes as they lie here. bfloat16 is held as uint16: numpy has no such type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.mlir.artifact import Layout
+from backends.mlir.step import key_of
+from backends.pytorch.checkpoint import CheckpointError, Match, Source, match, open_checkpoint
+from backends.pytorch.random_values import values
+from backends.pytorch.tensorfile import Reader, Stored, TensorFileError
+from compiler.manifest import Manifest, ManifestError
+from compiler.tensors import Pattern, Tensor
+
+Array = NDArray[Any]
+Progress = Callable[[int, int], None]
+HELD = {"f32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
+
+
+def stacked(
+    layout: Layout,
+    manifest: Manifest,
+    checkpoint: Path | None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Array]:
+    """Every weight of a module, by its name there.
+
+    Args:
+        checkpoint: a Hugging Face checkpoint folder; without one, weights are random.
+        seed: of random weights.
+        progress: called with bytes done and in all.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit; every tensor at fault is named.
+        ManifestError: the module reads what the manifest does not list.
+    """
+    listed = {key_of(p): p for p in (row.pattern() for row in manifest.parameters)}
+    for key in layout.weights:
+        if key not in listed:
+            raise ManifestError(f"the module reads '{key}', which the manifest does not list")
+    patterns = {key: listed[key] for key in layout.weights}
+    found = None
+    if checkpoint is not None:
+        # All are matched, so that a checkpoint is judged as it is elsewhere.
+        opened = open_checkpoint(checkpoint)
+        found = match(opened, [row.pattern() for row in manifest.parameters], manifest.ignored)
+    arrays = {key: np.empty(row.shape, HELD[row.element]) for key, row in layout.weights.items()}
+    if found is None:
+        _draw(patterns, arrays, seed, progress)
+    else:
+        _read(found, patterns, arrays, progress)
+    return arrays
+
+
+def _places(pattern: Pattern, array: Array) -> list[tuple[Tensor, Array]]:
+    """Each tensor of a pattern with its part of the stacked array."""
+    numbers = product(*(range(len(r)) for r in pattern.ranges))
+    return [(t, array[at]) for t, at in zip(pattern.tensors(), numbers, strict=True)]
+
+
+def _draw(
+    patterns: dict[str, Pattern], arrays: dict[str, Array], seed: int, progress: Progress | None
+) -> None:
+    total, done = sum(a.nbytes for a in arrays.values()), 0
+    for key, pattern in patterns.items():
+        for tensor, into in _places(pattern, arrays[key]):
+            _store(values(tensor, seed).reshape(tensor.shape), into)
+            done += into.nbytes
+            if progress:
+                progress(done, total)
+
+
+def _read(
+    found: Match,
+    patterns: dict[str, Pattern],
+    arrays: dict[str, Array],
+    progress: Progress | None,
+) -> None:
+    places = {
+        tensor.name: into
+        for key, pattern in patterns.items()
+        for tensor, into in _places(pattern, arrays[key])
+    }
+    sources = [s for s in found.sources if s.tensor.name in places]
+    sources.sort(key=lambda s: (s.stored.file, s.stored.start))
+    total, done = sum(s.stored.size for s in sources), 0
+    with Reader() as reader, Reader() as scales:
+        for source in sources:
+            try:
+                _fill(source, places[source.tensor.name], reader, scales, found)
+            except TensorFileError as error:
+                raise CheckpointError(
+                    f"the checkpoint changed while it was read: {error}"
+                ) from None
+            done += source.stored.size
+            if progress:
+                progress(done, total)
+
+
+def _fill(source: Source, into: Array, reader: Reader, scales: Reader, found: Match) -> None:
+    stored = source.stored
+    same = stored.dtype == "F32" and into.dtype == np.float32
+    same |= stored.dtype == "BF16" and into.dtype == np.uint16
+    if same and into.flags.c_contiguous:
+        reader.read_bytes(stored, into.reshape(-1).data.cast("B"))
+        return
+    wide = _widened(_bytes(stored, reader), stored)
+    if source.scale is not None:
+        block = found.checkpoint.block
+        assert block is not None
+        scale = _widened(_bytes(source.scale, scales), source.scale)
+        for axis, size in enumerate(block):
+            scale = np.repeat(scale, size, axis)[
+                (slice(None),) * axis + (slice(0, stored.shape[axis]),)
+            ]
+        wide = wide * scale
+    _store(wide, into)
+
+
+def _bytes(stored: Stored, reader: Reader) -> NDArray[np.uint8]:
+    raw = np.empty(stored.size, np.uint8)
+    reader.read_bytes(stored, raw.data)
+    return raw
+
+
+def _widened(raw: NDArray[np.uint8], stored: Stored) -> NDArray[np.float32]:
+    """The values as float32, which holds all of the stored formats exactly."""
+    if stored.dtype == "F32":
+        wide = raw.view("<f4")
+    elif stored.dtype == "F16":
+        wide = raw.view("<f2").astype(np.float32)
+    elif stored.dtype == "BF16":
+        wide = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        wide = _e4m3()[raw]
+    return np.asarray(wide, np.float32).reshape(stored.shape)
+
+
+def _e4m3() -> NDArray[np.float32]:
+    """What each byte of OCP's E4M3 stands for: no infinities, one NaN of either sign."""
+    byte = np.arange(256)
+    sign, exponent, fraction = np.where(byte < 128, 1.0, -1.0), (byte >> 3) & 15, byte & 7
+    normal = (8 + fraction) * 2.0 ** (exponent - 10.0)
+    found = sign * np.where(exponent == 0, fraction * 2.0**-9, normal)
+    found[(byte & 127) == 127] = np.nan
+    return found.astype(np.float32)
+
+
+def _store(wide: NDArray[np.float32], into: Array) -> None:
+    """In the module's type; to bfloat16 the nearest, ties to even."""
+    if into.dtype == np.float32:
+        into[...] = wide
+        return
+    bits = np.ascontiguousarray(wide).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    into[...] = np.where(np.isnan(wide), 0x7FC0, rounded).astype(np.uint16)
