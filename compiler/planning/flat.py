@@ -268,7 +268,7 @@ class Flat:
         start = index.start.at(self.program.sizes)
         asked = range(start, start + self.program.size(index))
         ran = [
-            (inner, body, _common(inner.ranges[-1], asked))
+            (inner, body, [n for n in inner.ranges[-1] if n in asked])
             for inner, body in called(self.program, place, node)
         ]
         if self.inside:  # a period of a few layers: they stand one after the other
@@ -282,7 +282,8 @@ class Flat:
             ops, self.ops, self.inside = self.ops, [], True
             boundary = [Operand(o.elements, o.dtype, -1 - i) for i, o in enumerate(inputs)]
             self.body(body, inner, boundary)
-            self.loops.append(Piece(self.ops, child, layers))
+            numbers = range(layers[0], layers[-1] + 1) if layers else range(0)
+            self.loops.append(Piece(self.ops, child, numbers))
             self.ops, self.inside = ops, False
         self.ops.remove(op)
         self.after[op.id] = len(self.loops)
@@ -441,10 +442,6 @@ class Flat:
             inputs = [Operand(elements, inputs[0].dtype, None, inputs[0].param), *inputs[1:]]
         op = self.add(kind, node, place, inputs, elements, **rest)
         return Operand(elements, node.type.dtype, op.id)
-
-
-def _common(one: range, other: range) -> range:
-    return range(max(one.start, other.start), min(one.stop, other.stop))
 
 
 def _scaled(load: Load, factor: float) -> Load:
