@@ -33,6 +33,7 @@ COMMANDS = {
     "balance": "place the blocks of arrays, and copies of busy ones, on ranks",
     "init": "write a random checkpoint of a model",
     "quantize": "write a checkpoint in published FP8, or an FP8 one in BF16",
+    "calibrate": "measure this machine into a cluster file for plans",
     "models": "the models that ship with dslc",
 }
 NO_SUCH_FILE = "E0201"

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from compiler import spec
 from compiler.cost import flops_of, volume
-from compiler.errors import UserError
 from compiler.ir import Dim, Graph, Node, Program
 from compiler.passes import masks
 from compiler.planning.reading import attention_flops, router_of
@@ -131,11 +130,7 @@ class Load:
 def flatten(
     source: Program, program: Program, entries: Sequence[str], load: Load, sharding: Sharding
 ) -> Flat:
-    """What one rank computes for these entries; what they share is computed once.
-
-    Raises:
-        UserError: a loop over layers within another.
-    """
+    """What one rank computes for these entries; what they share is computed once."""
     flat = Flat(source, program, load, sharding)
     for name in entries:
         flat.entry = name
@@ -269,19 +264,26 @@ class Flat:
         return result
 
     def loop(self, node: Node, place: Place, inputs: Sequence[Operand], elements: float) -> Operand:
-        if self.inside:
-            raise UserError("a loop over layers within another is not planned yet")
         index, child = node.attrs["index"], str(node.attrs["child"])
         start = index.start.at(self.program.sizes)
         asked = range(start, start + self.program.size(index))
+        ran = [
+            (inner, body, [n for n in inner.ranges[-1] if n in asked])
+            for inner, body in called(self.program, place, node)
+        ]
+        if self.inside:  # a period of a few layers: they stand one after the other
+            value, *rest = inputs
+            for inner, body, layers in ran:
+                for _ in layers:
+                    value = self.body(body, inner, [value, *rest])
+            return value
         op = self.add("layers", node, place, inputs, elements)
-        for inner, body in called(self.program, place, node):
-            here = inner.ranges[-1]
-            layers = range(max(here.start, asked.start), min(here.stop, asked.stop))
+        for inner, body, layers in ran:
             ops, self.ops, self.inside = self.ops, [], True
             boundary = [Operand(o.elements, o.dtype, -1 - i) for i, o in enumerate(inputs)]
             self.body(body, inner, boundary)
-            self.loops.append(Piece(self.ops, child, layers))
+            numbers = range(layers[0], layers[-1] + 1) if layers else range(0)
+            self.loops.append(Piece(self.ops, child, numbers))
             self.ops, self.inside = ops, False
         self.ops.remove(op)
         self.after[op.id] = len(self.loops)

@@ -25,12 +25,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", metavar="OUT.html", type=Path, help="write a report that stands by itself"
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try other meshes and micro-batches within the same number of GPUs",
+    )
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     name, options.deploy = options.deploy, None  # planned, not compiled for
     from compiler.pipeline import STAGES
+    from compiler.planning import search
     from compiler.planning.costs import read_costs
     from compiler.planning.plan import make
 
@@ -43,6 +49,14 @@ def run(options: argparse.Namespace) -> int:
         deployment = program.deployment(name)
         progress("plan")
         plan = make(program.after(STAGES[0]), program.after(), deployment, measured)
+        found: list[search.Tried] = []
+        count = 0
+        if options.search:
+            if measured is not None:
+                raise UserError("--search plans other meshes, and --costs were measured on one")
+            found, count = search.search(
+                program.after(STAGES[0]), program.after(), deployment, progress
+            )
     if options.trace is not None:
         from dslc.planning.trace import trace
 
@@ -52,13 +66,18 @@ def run(options: argparse.Namespace) -> int:
 
         write(options.html, html(plan, program.name))
     if options.json:
-        print(json.dumps(plan.as_data()))
+        data = plan.as_data()
+        if options.search:
+            data["search"] = search.as_data(found)
+        print(json.dumps(data))
         for problem in plan.problems:
             note(problem)
         return 0
-    from dslc.planning.table import show
+    from dslc.planning.table import show, show_search
 
     show(plan, program.name)
+    if options.search:
+        show_search(found, count, plan.gpus)
     return 0
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from compiler.planning.plan import Plan
+from compiler.planning.search import Tried
 from dsl.tables import spelled
 from dslc.terminal import large, table
 
@@ -117,10 +120,11 @@ def _time(plan: Plan) -> None:
     lanes = plan.lanes
     if lanes is not None:
         schedule = lanes[1]
-        what = "one pair" if plan.step is not None else "two micro-batches"
+        halves = plan.deployment.overlap.schedule == "two_microbatches"
+        what = "one pair" if plan.step is not None else "two halves" if halves else "a pass"
         rows.append(
             (
-                f"{what}, overlapped",
+                f"{what}, overlapped" if plan.step is not None or halves else what,
                 seconds(schedule.total),
                 f"{seconds(schedule.sequential)} one after the other,"
                 f" {seconds(schedule.bound)} at least",
@@ -128,6 +132,25 @@ def _time(plan: Plan) -> None:
         )
     if rows:
         table(("time of a rank", "", ""), rows, left=3)
+
+
+def show_search(found: Sequence[Tried], count: int, gpus: int) -> None:
+    """The best deployments of a search."""
+    rows = [
+        (
+            " x ".join(f"{axis} {size}" for axis, size in one.mesh.items()),
+            one.batch,
+            one.why,
+            seconds(one.plan.seconds),
+            large(one.tokens),
+        )
+        for one in found
+    ]
+    if not rows:
+        print(f"\nof {count} deployments within {gpus:,} GPUs none fits")
+        return
+    title = f"best of {count} within {gpus:,} GPUs"
+    table((title, "batch", "why", "step", "tokens/s"), rows, left=3)
 
 
 def seconds(value: float) -> str:
