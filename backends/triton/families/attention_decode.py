@@ -26,6 +26,7 @@ from backends.triton.families.attention_example import example
 from backends.triton.families.attention_prefill import (
     CACHE,
     PROCESSORS,
+    WIDE,
     page_lines,
     tensors,
 )
@@ -148,6 +149,8 @@ def candidates(spec: AttentionSpec, target: Target) -> Iterator[Config]:
             for warps in (4, 8):
                 for stages in (2, 3, 4):
                     threads = warps * target.warp
+                    if spec.dtype == "float32" and block_m * block_n > WIDE:
+                        continue
                     config = Config({"BLOCK_M": block_m, "BLOCK_N": block_n}, warps, stages)
                     shared = shared_bytes(spec, target, config)
                     registers = (block_m * values + 1.5 * block_m * block_n) / threads + 60

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
+from typing import Any
 
 from backends.triton.families import product as text
 from backends.triton.families.formats import BYTES, Quantised
 from backends.triton.families.product import Product, inside, lines
+from backends.triton.families.product_example import operand
 from backends.triton.families.tiling import (
     MACHINES,
     Shape,
@@ -130,7 +132,15 @@ def generate(spec: Gemm, target: Target) -> Operator:
         launcher=_launcher(spec, p, name, kernels),
         traffic=lambda sizes: _traffic(spec, p, target, kernels, sizes),
         shown={"tokens": 4096},
+        example=lambda sizes, device: _example(spec, sizes["tokens"], device),
     )
+
+
+def _example(spec: Gemm, rows: int, device: str) -> tuple[Any, ...]:
+    columns = spec.a_row or spec.a_columns
+    a, *a_scales = operand((), rows, columns, spec.activations, spec.dtype, device)
+    w = operand((), *spec.matrix, spec.weights, spec.dtype, device)
+    return a[:, : spec.a_columns], *a_scales, *w
 
 
 def name_of(spec: Gemm, p: Product) -> str:
