@@ -21,7 +21,7 @@ from backends.triton.families.attention import (
 )
 from backends.triton.families.attention_example import example
 from backends.triton.kernel import Argument, Config, Kernel, Operator, Traffic, pointer, size
-from backends.triton.targets import Target
+from backends.triton.targets import SM_100, Target
 
 CACHE = 50e6  # bytes of L2: H100
 PROCESSORS = 132
@@ -120,6 +120,8 @@ def fits(
     threads = warps * target.warp
     if spec.dtype == "float32" and block_m * block_n > WIDE:
         return False
+    if target is SM_100 and block_m * block_n > 128 * 64:
+        return False  # scores come back from tensor memory all at once
     registers = (block_m * values + 1.75 * block_m * block_n) / threads + 40
     return shared <= 0.98 * target.shared and registers <= 192 and block_m * 4 >= warps * 16
 
