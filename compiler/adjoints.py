@@ -375,6 +375,10 @@ NONE: Mapping[str, str] = {
     "quantize": "codes have none: what is trained are master weights",
     "dequantize": "codes have none: what is trained are master weights",
     "scaled_contract": "codes have none: what is trained are master weights",
+    **dict.fromkeys(
+        "all_reduce reduce_scatter all_gather part_of gather_part routing dispatch combine".split(),
+        "is of one rank's program: whole models are differentiated",
+    ),
     "cache": "training takes whole sequences: it is as_history, which has one",
     "pack": "its values' gradients are results",
     "item": "hands its gradient to the loop that gives it",

@@ -21,6 +21,7 @@ from backends.triton.families import (
 )
 from backends.triton.families.attention import AttentionSpec, Rows, Term
 from backends.triton.families.formats import Quantised
+from backends.triton.families.gemm_spec import Gemm
 from backends.triton.kernel import Operator
 from backends.triton.targets import Target
 from dslc.bench.gpu import published, rivals
@@ -187,7 +188,7 @@ def _attention(target: Target) -> Iterator[Case]:
 
 def _products(target: Target) -> Iterator[Case]:
     for (n, k), times in published.GEMM.items():
-        operator = gemm.generate(gemm.Gemm(n, k, weights=BLOCKS, activations=ROWS), target)
+        operator = gemm.generate(Gemm(n, k, weights=BLOCKS, activations=ROWS), target)
         for tokens in times:
             yield _case(
                 f"FP8 GEMM {n} x {k}, {tokens:,} tokens",
