@@ -66,8 +66,9 @@ class Table:
         kernels = tuple(self.tuned(kernel) for kernel in operator.kernels)
         return replace(operator, kernels=kernels) if kernels != operator.kernels else operator
 
-    def add(self, kernel: Kernel, best: list[tuple[Config, float]]) -> None:
-        """Keep the fastest tiling for each bound of the kernel's count, with its seconds."""
+    def add(self, kernel: Kernel, best: list[tuple[Config, float | None]]) -> None:
+        """Keep the fastest tiling for each bound of the kernel's count, with its seconds, if it
+        was timed."""
         self.kernels[key(kernel)] = [
             {
                 "upto": config.upto,

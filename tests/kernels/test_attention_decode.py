@@ -142,8 +142,9 @@ class Recorder:
 
 
 @pytest.mark.parametrize("target", [SM_90, SM_100], ids=lambda t: t.name)
-def test_published_sizes_compile(target) -> None:
-    binaries = compiles(*(generate(spec, target) for spec in SPECS), target=target)
+def test_published_and_odd_sizes_compile(target) -> None:
+    specs = [PUBLISHED, OF_8B, latent(32, 512, 64), heads_of(32, 32, 80, paged=True)]
+    binaries = compiles(*(generate(spec, target) for spec in specs), target=target)
     if target is SM_90:
         first = binaries[0]
         assert first.config.constants["BLOCK_M"] == 64 and first.products["HGMMA"] > 0

@@ -109,8 +109,9 @@ def test_head_dims_are_covered_by_few_tiles(dim) -> None:
 
 
 @pytest.mark.parametrize("target", [SM_90, SM_100], ids=lambda t: t.name)
-def test_published_sizes_compile(target) -> None:
-    binaries = compiles(*(generate(s, target) for s in (PUBLISHED, OF_8B, OF_72B)), target=target)
+def test_published_and_odd_sizes_compile(target) -> None:
+    specs = [PUBLISHED, OF_8B, heads_of(32, 8, 96, paged=True), two_terms(16, 64, 32, 64)]
+    binaries = compiles(*(generate(spec, target) for spec in specs), target=target)
     if target is SM_90:
         assert all(binary.config.constants["BLOCK_M"] >= 64 for binary in binaries)
 

@@ -99,7 +99,7 @@ def test_what_is_no_number_stays_in_its_row(spec, number) -> None:
         assert weight[1].isnan().all()
 
 
-@pytest.mark.parametrize("tokens", [1, 5, 32])
+@pytest.mark.parametrize("tokens", [1, 5])
 def test_each_tiling_gives_the_same(tokens) -> None:
     torch.manual_seed(0)
     logits, bias = torch.randn(tokens, 256), torch.randn(256) / 10

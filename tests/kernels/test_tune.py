@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-import running_kernels  # noqa: F401 - mends the interpreter's conversions
 import torch
+from running_kernels import load
 
 import dslc
 from backends.triton import tuning
-from backends.triton.families import combine, rotary
+from backends.triton.families import combine, gemm, grouped_gemm, rotary
+from backends.triton.families.formats import Quantised
 from backends.triton.targets import SM_90, SM_100
 from backends.triton.tuning import Table
 from compiler.errors import UserError
@@ -92,6 +93,30 @@ def test_each_bound_has_a_tiling_of_its_own(tmp_path) -> None:
     table, _ = tune(tmp_path, Clock(1e-3, 2e-3, 2e-3, 1e-3), (bounded,), most=2)
     few, many = table.apply(bounded).kernels[0].configs
     assert few.upto == 4 and many.upto is None and few.text() != many.text()
+
+
+def test_a_kernel_that_is_not_launched_at_such_sizes_keeps_its_tiling(tmp_path) -> None:
+    other = replace(COMBINE.kernels[0], name="unused", source="unused = None")
+    both = replace(COMBINE, kernels=(other, *COMBINE.kernels))
+    table, done = tune(tmp_path, Clock(3e-3, 1e-3, 2e-3), (both,))
+    assert done == (2, 0, []) and table.apply(both).kernels[0].configs == other.configs
+    assert table.kernels[tuning.key(other)][0]["seconds"] is None
+
+
+def test_products_have_examples(tmp_path) -> None:
+    rows = Quantised("float8_e4m3fn", "float32", 1, 128)
+    blocks = Quantised("float8_e4m3fn", "float32", 128, 128)
+    formats = dict(weights=blocks, activations=rows)
+    plain = gemm.generate(gemm.Gemm(32, 48), SM_90)
+    coded = grouped_gemm.GroupedGemm(3, 32, 128, **formats)
+    masked = grouped_gemm.GroupedGemm(3, 32, 64, 16)
+    operators = [plain, gemm.generate(gemm.Gemm(32, 256, **formats), SM_90)]
+    operators += [grouped_gemm.generate(spec, SM_90) for spec in (coded, masked)]
+    for operator in operators:
+        given = operator.example({"tokens": 12}, "cpu")
+        with load(operator) as kernels:
+            out = getattr(kernels, operator.name)(*given)
+        assert out.shape[-1] == 32
 
 
 def test_another_text_has_no_tilings_yet(tmp_path) -> None:

@@ -26,6 +26,7 @@ from backends.triton.families.attention_example import example
 from backends.triton.families.attention_prefill import (
     CACHE,
     PROCESSORS,
+    WIDE,
     page_lines,
     tensors,
 )
@@ -76,15 +77,17 @@ def resident(spec: AttentionSpec, target: Target, config: Config) -> int:
 
 
 def shared_bytes(spec: AttentionSpec, target: Target, config: Config) -> int:
-    """Shared memory of a program, about. Blackwell's sums lie in tensor memory, and go through
-    shared memory when they are scaled."""
+    """Shared memory of a program, about. Blackwell's products want a key that is the value as well
+    in two layouts."""
     ops = Operands(spec)
     queries = sum(query.chunk.width for query, _ in ops.scores)
     loaded = sum(tile.chunk.width for tile in ops.loads)
-    values = sum(tile.chunk.width for tile in ops.values) if target is SM_100 else 0
     tiles = config.constants
     loads = config.num_stages * tiles["BLOCK_N"] * loaded
-    return spec.width * (tiles["BLOCK_M"] * (queries + values) + loads)
+    if target is SM_100 and isinstance(spec.value, int):
+        values = sum(tile.chunk.width for tile in ops.values)
+        loads += 2 * tiles["BLOCK_N"] * (1 << (values - 1).bit_length())
+    return spec.width * (tiles["BLOCK_M"] * queries + loads)
 
 
 def splits(spec: AttentionSpec, programs: int, history: int, processors: int = PROCESSORS) -> int:
@@ -141,6 +144,7 @@ def candidates(spec: AttentionSpec, target: Target) -> Iterator[Config]:
     ops = Operands(spec)
     loaded = sum(tile.chunk.width for tile in ops.loads)
     values = sum(tile.chunk.width for tile in ops.values)
+    narrow = min(tile.chunk.width for tile in ops.loads)
     rows = max(16, min(64, 1 << (spec.group - 1).bit_length()))
     found = []
     for block_m in {rows, max(16, rows // 2)}:
@@ -148,11 +152,16 @@ def candidates(spec: AttentionSpec, target: Target) -> Iterator[Config]:
             for warps in (4, 8):
                 for stages in (2, 3, 4):
                     threads = warps * target.warp
+                    if block_m < 64 and narrow < 32 and block_n > 64:
+                        continue  # a narrow tile's columns are few for so many rows: it spills
+                    if spec.dtype == "float32" and (block_m > 32 or block_m * block_n > WIDE):
+                        continue
                     config = Config({"BLOCK_M": block_m, "BLOCK_N": block_n}, warps, stages)
                     shared = shared_bytes(spec, target, config)
                     registers = (block_m * values + 1.5 * block_m * block_n) / threads + 60
-                    # Rows are not split below a warp group's 64 where it would idle.
-                    if shared > 0.98 * target.shared or registers > 216:
+                    # Below a warp group's 64 rows, operands of products lie in registers too.
+                    most = 216 if block_m >= 64 else 160
+                    if shared > 0.98 * target.shared or registers > most:
                         continue
                     flying = min((stages - 1) * block_n * loaded * spec.width, 48 << 10)
                     again = -(-spec.group // block_m)

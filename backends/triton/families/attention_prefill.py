@@ -21,10 +21,11 @@ from backends.triton.families.attention import (
 )
 from backends.triton.families.attention_example import example
 from backends.triton.kernel import Argument, Config, Kernel, Operator, Traffic, pointer, size
-from backends.triton.targets import Target
+from backends.triton.targets import SM_100, Target
 
 CACHE = 50e6  # bytes of L2: H100
 PROCESSORS = 132
+WIDE = 1024  # scores of a tile in float32, whose products are unrolled into single operations
 
 
 def generate(spec: AttentionSpec, target: Target) -> Operator:
@@ -117,8 +118,12 @@ def fits(
     values = sum(tile.chunk.width for tile in ops.values)
     shared = spec.width * (block_m * queries + stages * block_n * loaded)
     threads = warps * target.warp
-    registers = (block_m * values + 1.5 * block_m * block_n) / threads + 40
-    return shared <= 0.98 * target.shared and registers <= 190 and block_m * 4 >= warps * 16
+    if spec.dtype == "float32" and block_m * block_n > WIDE:
+        return False
+    if target is SM_100 and block_m * block_n > 128 * 64:
+        return False  # scores come back from tensor memory all at once
+    registers = (block_m * values + 1.75 * block_m * block_n) / threads + 40
+    return shared <= 0.98 * target.shared and registers <= 192 and block_m * 4 >= warps * 16
 
 
 def _time(spec: AttentionSpec, block_m: int, block_n: int, warps: int, stages: int) -> float:

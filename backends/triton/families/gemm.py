@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from backends.triton.families import product as text
 from backends.triton.families.formats import supported
@@ -16,6 +17,7 @@ from backends.triton.families.gemm_spec import (
     times,
 )
 from backends.triton.families.product import Product, inside, lines
+from backends.triton.families.product_example import operand
 from backends.triton.families.tiling import (
     MACHINES,
     bound,
@@ -61,7 +63,15 @@ def generate(spec: Gemm, target: Target) -> Operator:
         traffic=lambda sizes: _traffic(spec, target, kernels, few, sizes),
         shown={"tokens": 4096},
         dense=spec.activations is None and spec.a_row is None,  # scales lie tile after tile
+        example=lambda sizes, device: _example(spec, sizes["tokens"], device),
     )
+
+
+def _example(spec: Gemm, rows: int, device: str) -> tuple[Any, ...]:
+    wide = spec.a_row or spec.a_columns
+    a, *a_scales = operand((), rows, wide, spec.activations, spec.dtype, device)
+    w = operand((), *spec.matrix, spec.weights, spec.dtype, device)
+    return a[:, : spec.a_columns], *a_scales, *w
 
 
 def _about(spec: Gemm, p: Product) -> str:

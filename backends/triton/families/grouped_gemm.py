@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
+from typing import Any
 
 from backends.triton.families import product as text
 from backends.triton.families.formats import BYTES, Quantised, supported
 from backends.triton.families.product import Product, inside, lines
+from backends.triton.families.product_example import operand
 from backends.triton.families.tiling import (
     MACHINES,
     Shape,
@@ -91,7 +93,24 @@ def generate(spec: GroupedGemm, target: Target) -> Operator:
         traffic=lambda sizes: _traffic(spec, target, kernels, sizes),
         dense=spec.activations is None,  # scales lie tile after tile
         shown={"tokens": 32768 if spec.capacity is None else 16 * spec.experts},
+        example=lambda sizes, device: _example(spec, sizes["tokens"], device),
     )
+
+
+def _example(spec: GroupedGemm, rows: int, device: str) -> tuple[Any, ...]:
+    """Experts with equally many rows, near enough."""
+    import torch
+
+    w = operand((spec.experts,), spec.n, spec.k, spec.weights, spec.dtype, device)
+    if spec.capacity is None:
+        a = operand((), rows, spec.k, spec.activations, spec.dtype, device)
+        shares = torch.arange(spec.experts + 1, device=device) * rows // spec.experts
+        return *a, *w, shares.to(torch.int32)
+    each = min(spec.capacity, max(1, rows // spec.experts))
+    leading = (spec.experts,)
+    a = operand(leading, spec.capacity, spec.k, spec.activations, spec.dtype, device)
+    counts = torch.full((spec.experts,), each, dtype=torch.int32, device=device)
+    return *a, *w, counts, each
 
 
 def product_of(spec: GroupedGemm, target: Target) -> Product:

@@ -92,7 +92,7 @@ def candidates(spec: SamplingSpec, target: Target) -> Iterator[Config]:
     """Numbers that a step looks at: long steps, since one program has a whole row."""
     least = max(16, 1 << (spec.vocab - 1).bit_length())
     found: dict[str, Config] = {}
-    for block, warps in ((2048, 8), (4096, 16), (1024, 8), (1024, 4), (8192, 16), (4096, 8)):
+    for block, warps in ((4096, 16), (2048, 8), (1024, 8), (1024, 4), (8192, 16), (4096, 8)):
         config = Config({"BLOCK": min(block, least)}, warps)
         found.setdefault(config.text(), config)
     yield from found.values()

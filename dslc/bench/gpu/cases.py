@@ -21,6 +21,7 @@ from backends.triton.families import (
 )
 from backends.triton.families.attention import AttentionSpec, Rows, Term
 from backends.triton.families.formats import Quantised
+from backends.triton.families.gemm_spec import Gemm
 from backends.triton.kernel import Operator
 from backends.triton.targets import Target
 from dslc.bench.gpu import published, rivals
@@ -187,14 +188,13 @@ def _attention(target: Target) -> Iterator[Case]:
 
 def _products(target: Target) -> Iterator[Case]:
     for (n, k), times in published.GEMM.items():
-        operator = gemm.generate(gemm.Gemm(n, k, weights=BLOCKS, activations=ROWS), target)
+        operator = gemm.generate(Gemm(n, k, weights=BLOCKS, activations=ROWS), target)
         for tokens in times:
             yield _case(
                 f"FP8 GEMM {n} x {k}, {tokens:,} tokens",
                 operator,
                 {"tokens": tokens},
                 rivals.gemm(),
-                example=lambda s, device, n=n, k=k: _coded(s["tokens"], n, k, device),
                 published=published.gemm(n, k, tokens),
             )
     for n, k in ((4096, 7168), (7168, 2048)):
@@ -208,14 +208,12 @@ def _products(target: Target) -> Iterator[Case]:
                 coded,
                 sizes,
                 rivals.grouped(coded=True),
-                example=lambda s, device, n=n, k=k: _experts(s["tokens"], n, k, device, True),
             )
             yield _case(
                 f"grouped BF16 GEMM {at}",
                 plain,
                 sizes,
                 rivals.grouped(coded=False),
-                example=lambda s, device, n=n, k=k: _experts(s["tokens"], n, k, device, False),
             )
 
 
@@ -227,27 +225,3 @@ def _random(rows: int, columns: int, device: str) -> Tensor:
 
 def _norm_example(sizes: Mapping[str, int], device: str) -> tuple[Any, ...]:
     return _random(sizes["tokens"], 7168, device), _random(1, 7168, device)[0]
-
-
-def _coded(tokens: int, n: int, k: int, device: str) -> tuple[Any, ...]:
-    """Codes and scales of activations and weights, scales of rows next to each other."""
-    import torch
-
-    e4m3 = torch.float8_e4m3fn
-    a = _random(tokens, k, device).to(e4m3)
-    w = _random(n, k, device).to(e4m3)
-    a_scales = torch.rand(-(-k // 128), tokens, device=device).T
-    return a, a_scales, w, torch.rand(-(-n // 128), -(-k // 128), device=device)
-
-
-def _experts(rows: int, n: int, k: int, device: str, coded: bool) -> tuple[Any, ...]:
-    """The same for 8 experts with equally many rows."""
-    import torch
-
-    offsets = torch.arange(9, dtype=torch.int32, device=device) * (rows // 8)
-    w = torch.randn(8, n, k, dtype=torch.bfloat16, device=device)
-    if not coded:
-        return _random(rows, k, device), w, offsets
-    a, a_scales, _, _ = _coded(rows, 128, k, device)
-    w_scales = torch.rand(8, -(-n // 128), -(-k // 128), device=device)
-    return a, a_scales, w.to(torch.float8_e4m3fn), w_scales, offsets

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from backends.triton.kernel import Config, Kernel, Operator
@@ -70,11 +71,11 @@ def tilings(kernel: Kernel, number: int, most: int) -> list[Config]:
 
 def _fastest(
     machine: Machine, operator: Operator, kernel: Kernel, number: int, most: int
-) -> tuple[Config, float]:
+) -> tuple[Config, float | None]:
     """The fastest tiling and its time. One that does not run here is passed over; the one that is
     used has to run."""
     assert operator.example is not None
-    arguments = operator.example(_sizes(operator, kernel.configs[number]), machine.device)
+    arguments = operator.example(_sizes(operator, kernel, number), machine.device)
     best: tuple[Config, float] | None = None
     for config in tilings(kernel, number, most):
         # Alone in its table, so that the launcher picks it whatever the count.
@@ -83,6 +84,8 @@ def _fastest(
         try:
             module = loaded(replace(operator, kernels=kernels))
             call: Callable[[], Any] = partial(getattr(module, operator.name), *arguments)
+            if best is None and not _launches(module, kernel, call):
+                return config, None  # at these sizes the launcher takes another kernel
             taken = machine.seconds([call])
         except Exception:  # too much shared memory, say
             if best is None:
@@ -94,9 +97,30 @@ def _fastest(
     return best
 
 
-def _sizes(operator: Operator, config: Config) -> Mapping[str, int]:
-    """The sizes that are shown, with the count that the configuration is bounded by."""
-    if config.upto is None:
+def _launches(module: ModuleType, kernel: Kernel, call: Callable[[], Any]) -> bool:
+    """Does this call of the launcher launch the kernel?"""
+    launched: list[object] = []
+    function = getattr(module, kernel.name)
+
+    class Watched:
+        def __getitem__(self, grid: object) -> Any:
+            launched.append(grid)
+            return function[grid]
+
+    setattr(module, kernel.name, Watched())
+    try:
+        call()
+    finally:
+        setattr(module, kernel.name, function)
+    return bool(launched)
+
+
+def _sizes(operator: Operator, kernel: Kernel, number: int) -> Mapping[str, int]:
+    """The sizes that are shown, with the count that the configuration is bounded by; twice the last
+    bound, where it has none and others have."""
+    bounds = [config.upto for config in kernel.configs if config.upto is not None]
+    if not bounds:
         return operator.shown
     counted = next(name for name in COUNTED if name in operator.shown)
-    return {**operator.shown, counted: config.upto}
+    upto = kernel.configs[number].upto
+    return {**operator.shown, counted: 2 * bounds[-1] if upto is None else upto}
