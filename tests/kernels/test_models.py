@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_model import OWN
 from running_kernels import rounding  # noqa: F401  the interpreter's conversions are mended
 
 import dslc
@@ -28,7 +29,7 @@ def both(folder: Path, file: str, dtype: str, **choices):
     return models
 
 
-TOKENS = torch.randint(0, 500, (2, 7), generator=torch.manual_seed(0))
+TOKENS = torch.randint(0, 50, (2, 7), generator=torch.manual_seed(0))
 LENGTHS = torch.tensor([7, 4])
 
 
@@ -50,6 +51,14 @@ def away(found: torch.Tensor, reference: torch.Tensor) -> float:
 )
 def test_logits_agree(file: str, dtype: str, near: float, tmp_path: Path) -> None:
     plain, gpu = both(tmp_path, file, dtype, dims="small")
+    assert away(logits(gpu), logits(plain)) <= near
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_a_model_of_ones_own(dtype: str, near: float, tmp_path: Path) -> None:
+    file = tmp_path / "own.arch"
+    file.write_text(OWN)
+    plain, gpu = both(tmp_path, str(file), dtype)
     assert away(logits(gpu), logits(plain)) <= near
 
 
