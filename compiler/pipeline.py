@@ -15,10 +15,11 @@ from compiler.ir import Program
 from compiler.verify import verify
 from dsl.constants import Choices
 from dsl.deploy_check import choose
+from dsl.deploy_placed import placed
 from dsl.program import CheckedProgram, open_program
 
 # In order. Names are those of interface.md; a pass is a module with ``run(program) -> program``.
-PASSES = ("select-fp8", "sink", "order", "hoist", "recognise", "fp8", "lifetimes")
+PASSES = ("select-fp8", "sink", "order", "hoist", "recognise", "shard", "fp8", "lifetimes")
 STAGES = ("elaborate", *PASSES)
 # Run only when asked for by name, on ``Compiled.trained``: inference has no use for it.
 ON_REQUEST = ("differentiate",)
@@ -103,6 +104,8 @@ def run_passes(
     """The passes on a checked source; see ``compile_model``."""
     deployment = None if deploy is None else choose(source, deploy)
     program = replace(import_module("compiler.passes.elaborate").run(source), deployment=deployment)
+    if deployment is not None and deployment.mesh.axes:
+        program = replace(program, placed=placed(source, deployment))
     verify(program, "elaborate")
     stages = {"elaborate": program}
     for name in PASSES:

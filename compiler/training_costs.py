@@ -27,6 +27,9 @@ from compiler.passes.activity import bodies_run
 from compiler.passes.differentiate import Derived, differentiate
 from compiler.passes.partition import Parts
 from compiler.passes.recompute import Recompute
+from dsl.diagnostics import Span
+
+Product = tuple[str, Span | None]  # a block, and its expression in the source
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Cost:
         times: how often the caller runs it; the rows of a routed block are those of all blocks.
         saves: False where the caller runs it once more instead of keeping what it saved.
         own: without the bodies it runs.
+        coded: the FLOPs of ``own`` that run on quantised numbers: the products that ``coded``
+            names, and their backward products.
         inside: those.
     """
 
@@ -79,6 +84,7 @@ class Cost:
     times: int
     saves: bool
     own: Work
+    coded: Work
     inside: tuple[Cost, ...]
 
     @property
@@ -97,8 +103,26 @@ class Cost:
             yield from cost.walk(times * self.times)
 
 
+def coded(program: Program) -> frozenset[Product]:
+    """The products that run on quantised numbers.
+
+    Args:
+        program: as ``select-fp8`` left it.
+    """
+    return frozenset(
+        (program.modules[scope.module].block, node.span)
+        for scope, graph in spec.scopes(program)
+        for node in graph
+        if node.op == "scaled_contract"
+    )
+
+
 def costs(
-    program: Program, sequence: int, entry: str = "main", again: Recompute | None = None
+    program: Program,
+    sequence: int,
+    entry: str = "main",
+    again: Recompute | None = None,
+    coded: frozenset[Product] = frozenset(),
 ) -> Cost:
     """What one sequence through an entry costs, with its deployment's recomputation.
 
@@ -106,6 +130,7 @@ def costs(
         program: ``Compiled.trained``, as ``recognise`` leaves it without number formats.
         sequence: tokens of the sequence.
         again: what is computed again, if it is not what the deployment says.
+        coded: products on quantised numbers (``coded``); their backward products are too.
 
     Raises:
         UserError: an op has no adjoint.
@@ -113,11 +138,12 @@ def costs(
     again = again or recompute.of(program, program.deployment)
     derived = differentiate(program, [entry], again)
     at = {**lengths(program.sizes, sequence), "wanted": sequence}
-    return _Counting(derived).cost(program.entries[entry].body, at, Run())
+    return _Counting(derived, coded).cost(program.entries[entry].body, at, Run())
 
 
 class _Counting:
-    def __init__(self, derived: Derived):
+    def __init__(self, derived: Derived, coded: frozenset[Product]):
+        self.coded = coded
         self.derived, self.program = derived, derived.source
         self.blocks = {
             graph.name: self.program.modules[scope.module].block
@@ -129,11 +155,20 @@ class _Counting:
         parts = self.derived.parts.get(body) if run.trained else None
         original = self.program.bodies[body]
         seen = masks.shares(original, at) if run.seen is None else run.seen
-        forward = Work(forward=_flops(parts.forward if parts else original, at, seen))
         inside = {n.name: tuple(self._inside(n, original, parts, at)) for n in original}
-        own = forward + self._backward(parts, inside, at, seen) if parts else forward
+        block = self.blocks[body]
+
+        def work(counts: Callable[[Node], bool]) -> Work:
+            if parts is None:
+                return Work(forward=_flops(original, at, seen, counts))
+            return self._flops(parts, at, seen, counts)
+
+        own = work(lambda node: True)
+        if parts is not None:
+            own += self._again(parts, inside, at)
+        coded = work(lambda node: (block, node.span) in self.coded)
         ran = tuple(cost for some in inside.values() for cost in some)
-        return Cost(body, self.blocks[body], run.kind, run.child, run.times, run.saves, own, ran)
+        return Cost(body, block, run.kind, run.child, run.times, run.saves, own, coded, ran)
 
     def _inside(
         self, node: Node, graph: Graph, parts: Parts | None, at: Mapping[str, int]
@@ -154,28 +189,41 @@ class _Counting:
                 run = replace(run, seen=_seen_inside(graph, node, self.program.bodies[body], at))
             yield self.cost(body, inner, run)
 
-    def _backward(
+    def _flops(
         self,
         parts: Parts,
-        inside: Mapping[str, tuple[Cost, ...]],
         at: Mapping[str, int],
         seen: Mapping[str, float],
+        counts: Callable[[Node], bool],
     ) -> Work:
-        again = 0.0
-        flops = {"input": 0.0, "weight": 0.0}
+        """FLOPs of a body's own products, of those that count."""
+
+        def flops(graph: Graph | None, again: bool) -> float:
+            if graph is None:
+                return 0.0
+            return _flops(graph, at, seen, lambda n: (n.name in parts.again) is again and counts(n))
+
+        return Work(
+            forward=_flops(parts.forward, at, seen, counts),
+            input=flops(parts.input, False),
+            weight=flops(parts.weight, False),
+            again=flops(parts.input, True) + flops(parts.weight, True),
+        )
+
+    def _again(
+        self, parts: Parts, inside: Mapping[str, tuple[Cost, ...]], at: Mapping[str, int]
+    ) -> Work:
+        """Bodies that backward parts run forward once more; what is saved and kept."""
         bodies = dict(inside)
         for name, (ran, _) in parts.runs.items():
             bodies[ran] = bodies.pop(name)
-        for name, graph in (("input", parts.input), ("weight", parts.weight)):
-            if graph is None:
-                continue
-            flops[name] = _flops(graph, at, seen, lambda n: n not in parts.again)
-            again += _flops(graph, at, seen, lambda n: n in parts.again)
-            repeated = [c for n in graph for c in bodies.get(n.name, ())]
-            again += sum(c.total.forward * c.times for c in repeated)
-        saved = sum(_bytes(n.type, at) for n in parts.saved if n.type.dtype != "bundle")
-        kept = sum(_bytes(n.type, at) for n in parts.kept if n.type.dtype != "bundle")
-        return Work(0.0, flops["input"], flops["weight"], again, saved, kept)
+        graphs = [g for g in (parts.input, parts.weight) if g is not None]
+        repeated = [c for g in graphs for n in g for c in bodies.get(n.name, ())]
+        return Work(
+            again=sum(c.total.forward * c.times for c in repeated),
+            saved=sum(_bytes(n.type, at) for n in parts.saved if n.type.dtype != "bundle"),
+            kept=sum(_bytes(n.type, at) for n in parts.kept if n.type.dtype != "bundle"),
+        )
 
 
 @dataclass(frozen=True)
@@ -195,14 +243,14 @@ def _flops(
     graph: Graph,
     at: Mapping[str, int],
     seen: Mapping[str, float],
-    counts: Callable[[str], bool] = lambda name: True,
+    counts: Callable[[Node], bool],
 ) -> float:
     """FLOPs of a body's own contractions, of those that count."""
     shares = _shares(graph, seen)
     return sum(
         flops_of(graph, node, at) * shares.get(node.name, 1.0)
         for node in graph
-        if node.op == "contract" and node.attrs["over"] and counts(node.name)
+        if node.op == "contract" and node.attrs["over"] and counts(node)
     )
 
 

@@ -197,6 +197,7 @@ class Program:
             context=self.context,
             pairs=most_pairs(self.compiled.program),
             deployment=self.deployed.name if self.deployed else None,
+            local=self.compiled.program,
             backend=self.backend,
             target=self.target,
         )
@@ -230,6 +231,12 @@ class Program:
 
     def _ahead(self, dtype: str, progress: Callable[[str], None]) -> dict[str, bytes]:
         """The files of a compiled decode step."""
+        if any(p.coding for m in self.after().modules.values() for p in m.parameters):
+            name = self.deployed.name if self.deployed else ""
+            raise UserError(
+                f"decoding is not compiled ahead for quantised products yet: leave out --optimize "
+                f"or --deploy {name}"
+            )
         from backends.pytorch.ahead.build import build, stored_blocks  # torch, and Inductor
 
         blocked = {}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backends.pytorch.emit import emit
+from backends.triton import tuning
 from backends.triton.ahead import Binary, compile_ahead, triton_version
 from backends.triton.kernel import Operator
 from backends.triton.select import Fallback, Selection
@@ -50,7 +51,8 @@ def generate(program: Program, target: Target, dtype: str) -> Generated:
     _refuse_formats(program, target)
     selection = Selection(target, dtype)
     model = emit(program, selection)
-    operators = tuple(selection.operators.values())
+    table = tuning.find(target)
+    operators = tuple(table.apply(op) if table else op for op in selection.operators.values())
     about = f"The kernels of {program.name} for {target.name}, activations {dtype}."
     return Generated(
         target,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import frexp
 
+from backends.triton.targets import Target
 from dsl.deploy import Stored
 from dsl.formats import NumberFormat
 
@@ -105,6 +106,17 @@ def quantised(stored: Stored, kept: str | None = "float32") -> Quantised:
     sides = (tile.rows, tile.columns)
     grid = None if kept in (None, scale) else scale
     return Quantised(element, kept or scale, *sides, found.rounding, found.largest, grid)
+
+
+def supported(target: Target, *formats: Quantised | None) -> None:
+    """Nothing, if the GPU converts to the codes of these formats and from them.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for format in formats:
+        if format is not None and not target.fp8:
+            raise ValueError(f"{target.name} has no {format.element}")
 
 
 def _scale(found: NumberFormat) -> str | None:
