@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_model import OWN
 from running_kernels import rounding  # noqa: F401  the interpreter's conversions are mended
 
 import dslc
@@ -32,10 +33,10 @@ TOKENS = torch.randint(0, 500, (2, 7), generator=torch.manual_seed(0))
 LENGTHS = torch.tensor([7, 4])
 
 
-def logits(model) -> torch.Tensor:
+def logits(model, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
     """Of all tokens that are there, one row each."""
     with torch.inference_mode():
-        found = model(TOKENS, lengths=LENGTHS).float()
+        found = model(tokens, lengths=LENGTHS).float()
     return torch.cat([row[:length] for row, length in zip(found, LENGTHS, strict=True)])
 
 
@@ -51,6 +52,15 @@ def away(found: torch.Tensor, reference: torch.Tensor) -> float:
 def test_logits_agree(file: str, dtype: str, near: float, tmp_path: Path) -> None:
     plain, gpu = both(tmp_path, file, dtype, dims="small")
     assert away(logits(gpu), logits(plain)) <= near
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_a_model_of_ones_own(dtype: str, near: float, tmp_path: Path) -> None:
+    file = tmp_path / "own.arch"
+    file.write_text(OWN)
+    plain, gpu = both(tmp_path, str(file), dtype)
+    tokens = TOKENS % 50
+    assert away(logits(gpu, tokens), logits(plain, tokens)) <= near
 
 
 def test_quantised_model_is_as_near_as_on_the_cpu(tmp_path: Path) -> None:
