@@ -61,8 +61,8 @@ KINDS = {"bf16": {}, "fp8": FP8, "fp8_powers": FP8_POWERS, "fp8_weights": BY}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", [0, 1, 17, 64, 65, 130])
-@pytest.mark.parametrize(("n", "k"), [(1, 16), (130, 300), (192, 512), (320, 144)])
+@pytest.mark.parametrize("rows", [0, 1, 17, 65, 300])
+@pytest.mark.parametrize(("n", "k"), [(1, 16), (130, 300), (320, 144)])
 def test_product(kind: str, rows: int, n: int, k: int) -> None:
     check(Gemm(n, k, **KINDS[kind]), rows)
 
@@ -186,26 +186,24 @@ def test_few_rows_keep_the_gpu_busy() -> None:
         assert tiles * given["SPLIT"] >= 96, rows
 
 
+REAL = [Gemm(*LARGE[0], **FP8), Gemm(2112, 7168, **FP8_POWERS), Gemm(7168, 2048)]
 ODD = [
     Gemm(130, 300, **FP8),
-    Gemm(130, 300),
     Gemm(64, 512, parts=4, stored=(768, 512), row=128, step=192, **FP8),
     Gemm(128, 512, parts=4, own=True, stored=(1024, 512), row=128, step=256, **BY),
     Gemm(512, 128, parts=4, own=True, transposed=True, step=256, **BY),
-    Gemm(512, 128, parts=4, own=True, transposed=True, step=256),
 ]
 
 
 def test_compiles_for_hopper() -> None:
     """No spills, and 8-bit or 16-bit warpgroup products in every kernel."""
-    large = [Gemm(*LARGE[0], **FP8), Gemm(2112, 7168, **FP8_POWERS), Gemm(7168, 2048)]
-    binaries = compiles(*(generate(spec, SM_90) for spec in [*large, *ODD]))
+    binaries = compiles(*(generate(spec, SM_90) for spec in [*REAL, *ODD]))
     for binary in binaries:
         product = "QGMMA" if "a_scales" in binary.kernel.source else "HGMMA"
         assert binary.products.get(product), binary.kernel.name
 
 
 def test_compiles_for_others() -> None:
-    blackwell = [Gemm(7168, 2048, **FP8), Gemm(7168, 2048), ODD[4]]
+    blackwell = [Gemm(7168, 2048, **FP8), Gemm(7168, 2048)]
     compiles(*(generate(spec, SM_100) for spec in blackwell), target=SM_100)
-    compiles(*(generate(spec, GFX942) for spec in [Gemm(7168, 2048), ODD[1]]), target=GFX942)
+    compiles(generate(Gemm(130, 300), GFX942), target=GFX942)

@@ -25,6 +25,16 @@ from backends.triton.targets import Target
 DESCRIPTOR_ALIGNMENT = 16  # bytes: of a matrix' start and of its rows, for the copy engine
 
 
+SCRATCH = (
+    "scratch",
+    '''
+def scratch(size, alignment, stream):
+    """Memory for the tensor descriptors that a launch's programs make."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+''',
+)
+
+
 @dataclass(frozen=True)
 class Product:
     """``out[m, n] = sum_k a[m, k] * w[n, k]``, ``w`` a part of a stored matrix.
@@ -122,10 +132,11 @@ class Product:
         a = "a, a_scales" if self.activations else "a"
         return f"{a}, w, w_scales" if self.weights else f"{a}, w"
 
-    def helpers(self) -> tuple[tuple[str, str], ...]:
+    def helpers(self, wide: bool = False) -> tuple[tuple[str, str], ...]:
         formats = (self.weights, self.activations)
         powers = any(f is not None and f.scale == POWERS for f in formats)
-        return (power_of_two_helper(),) if powers else ()
+        found = (SCRATCH,) if wide and self.descriptors else ()
+        return (*found, power_of_two_helper()) if powers else found
 
     def constants(self) -> str:
         return f"""\
