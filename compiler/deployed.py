@@ -18,13 +18,6 @@ from dsl.diagnostics import Span
 Found = tuple[str, Span | None]  # what it asks for, and where
 
 
-def _mesh(deployment: Deployment) -> Found | None:
-    ranks = deployment.mesh.size
-    if ranks == 1:
-        return None
-    return f"a mesh of {ranks:,} ranks", deployment.mesh.axes[0].span
-
-
 def _stages(deployment: Deployment) -> Found | None:
     return ("pipeline stages", deployment.stages.span) if deployment.stages else None
 
@@ -48,7 +41,6 @@ def _train(deployment: Deployment) -> Found | None:
 
 # One row for each part, in the order in which they are told.
 NOT_ACTED_ON: tuple[Callable[[Deployment], Found | None], ...] = (
-    _mesh,
     _stages,
     _precision,
     _overlap,

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,6 +72,9 @@ def equivalent(before: Program, after: Program, seed: int = 0) -> None:
         else:
             after = without_codings(after)
     small = shrink(before, after)
+    if after.mesh:
+        _equivalent_ranks(before, after, small, seed)
+        return
     before, after = shrunken(before, small), shrunken(after, small)
     weights = random_weights(before, seed, torch.float64)
     old = Interpreter(before, weights, torch.float64)
@@ -82,6 +86,28 @@ def equivalent(before: Program, after: Program, seed: int = 0) -> None:
             states = CacheState(), CacheState()
             for case in cases:
                 _compare(case, inputs, (old, new), states)
+
+
+def _equivalent_ranks(before: Program, after: Program, small: dict[str, int], seed: int) -> None:
+    """Every rank of the second program gives what the first gives for the rank's sequence."""
+    from compiler.ranked import interpreters, run_all
+
+    before, after = shrunken(before, small), shrunken(after, small)
+    old, new, world = interpreters(before, after, seed)
+    both = any(n.op == "branch" for p in (before, after) for g in p.bodies.values() for n in g)
+
+    def work(entry: str, cases: list[Case], number: int) -> None:
+        """One rank's sequence."""
+        member = new[number].member
+        assert member is not None
+        inputs = _inputs(before, entry, small, seed + member.index(after.batch))
+        states = CacheState(), CacheState()
+        for case in cases:
+            _compare(case, inputs, (old[number], new[number]), states)
+
+    for entry in before.entries:
+        for cases in _sequences(entry, both):
+            run_all([partial(work, entry, cases, number) for number in range(len(new))], world)
 
 
 def _sequences(entry: str, both: bool) -> list[list[Case]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -108,6 +108,7 @@ class Interpreter:
         self.compute = torch.float64 if act == torch.float64 else torch.float32
         self.sizes = {**program.sizes, **(sizes or {})}
         self.spans: dict[str, Span | None] = {}  # of each value traced so far
+        self.member: Any = None  # its rank (compiler/ranked.py), in a program of ranks
 
     def run(
         self,
@@ -333,7 +334,8 @@ class Frame:
         if node.type.dtype == "bundle":
             return result
         tensor = result.to(node.type.names)
-        shape = [self.size(d) for d in node.type.dims]
+        lengths = zip(node.type.dims, tensor.shape, strict=True)  # of rows sent here none knows one
+        shape = [self.size(d) if d.size.names <= self.sizes.keys() else n for d, n in lengths]
         if list(tensor.shape) != shape:
             raise MeaningError(f"the result is {list(tensor.shape)}, its type {node.type} {shape}")
         tensor = self.rounded(tensor.to(self.dtype(node.type.dtype)), node)

@@ -35,6 +35,7 @@ from dsl.extents import Extent
 if TYPE_CHECKING:
     from compiler.coding import Coding
     from dsl.deploy import Deployment
+    from dsl.deploy_placed import PlacedBlock
 
 # Reserved names of lengths that are known only when a step runs.
 TIME = Extent.name("time")  # positions asked for in this step, of one sequence
@@ -58,6 +59,8 @@ class Dim:
 
     A *sum* ``n|j`` stacks the rows of its parts; a *product* ``(h,n)`` is row-major. ``start`` is
     the first number of a loop dim (layers keep absolute numbers): it runs start .. start + size.
+    With ``axes`` it is one rank's part of a dim that is divided over these mesh axes, the first
+    outermost, and ``size`` is that part's: ``h/tp`` of size ``heads / ranks.tp``.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Dim:
     form: Literal["atom", "sum", "product"] = "atom"
     parts: tuple[Dim, ...] = ()
     start: Extent = field(default_factory=lambda: Extent.of(0))
+    axes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -302,7 +306,11 @@ class Program:
 
     ``constants`` gives the symbolic sizes their numbers. ``ignored`` are checkpoint tensors that
     the model knows of and does not need (second copies). ``deployment`` is what passes act on; the
-    text form shows what they made of it, not the deployment itself.
+    text form shows what they made of it, not the deployment itself. ``placed`` is what its shard
+    rules place.
+
+    With a ``mesh`` it is what *each* rank runs (compiler/passes/shard.py): ``mesh`` names the axes,
+    whose sizes are the constants ``ranks.NAME``, and sequences are spread over the axes ``batch``.
     """
 
     name: str
@@ -313,6 +321,9 @@ class Program:
     entries: Mapping[str, Entry]
     ignored: tuple[str, ...] = ()
     deployment: Deployment | None = None
+    placed: PlacedBlock | None = None
+    mesh: tuple[str, ...] = ()
+    batch: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from compiler import tensors
+from compiler import shards, tensors
 from compiler.errors import UserError
 from compiler.ir import DType, Program
 from compiler.manifest_coding import StoredRow
@@ -77,6 +77,24 @@ class EntryRow(_Row):
     shape: tuple[int | str, ...]  # sizes that are known only at run time are words
 
 
+class DimRow(_Row):
+    """How a stored dim is divided: an index in equal contiguous parts over mesh axes, the first
+    outermost; a ``sum`` or ``product`` (row-major) in its parts."""
+
+    size: NonNegativeInt
+    axes: tuple[str, ...] = ()
+    form: Literal["atom", "sum", "product"] = "atom"
+    parts: tuple[DimRow, ...] = ()
+
+
+class ArrayRow(_Row):
+    """How an array of modules is dealt out in contiguous runs over mesh axes, with so many copies
+    behind it."""
+
+    axes: tuple[str, ...]
+    redundant: NonNegativeInt = 0
+
+
 class ParameterRow(_Row):
     """Stored tensors: ``compiler.tensors.Pattern`` as data."""
 
@@ -88,7 +106,8 @@ class ParameterRow(_Row):
     layout: Literal["row-major"] = "row-major"
     format: DType  # act: the dtype the model is run in
     stored: StoredRow | None = None  # None: as ``format`` says; else it is kept as codes
-    shard: tuple[str | None, ...] | None = None  # mesh axis of each dim; None: whole on every rank
+    shard: tuple[DimRow, ...] | None = None  # of each dim; None: whole on every rank
+    dealt: tuple[ArrayRow | None, ...] | None = None  # of each range; None: all on every rank
     role: Literal["param", "state"]
     initial: Literal["matrix", "gain", "shift", "state"]
     entries: tuple[str, ...]
@@ -100,8 +119,10 @@ class ParameterRow(_Row):
         return self
 
     @staticmethod
-    def of(pattern: tensors.Pattern) -> ParameterRow:
+    def of(pattern: tensors.Pattern, shard: shards.Shard | None = None) -> ParameterRow:
         return ParameterRow(
+            shard=_dims(shard.dims) if shard and shard.dims else None,
+            dealt=_arrays(shard.arrays) if shard and shard.arrays else None,
             path=pattern.path,
             tensor=pattern.name,
             ranges=_pairs(pattern.ranges),
@@ -188,6 +209,8 @@ class Manifest(_Row):
     context: ContextRow | None = None  # None: sequences of any length
     pairs: NonNegativeInt = 0  # numbers held at once per token and position of its history
     deployment: str | None = None
+    mesh: dict[str, PositiveInt] = {}  # ranks along each axis, row-major
+    batch: tuple[str, ...] = ()  # axes that sequences are spread over
     backend: str = "pytorch"
     target: str = "cpu"
     passes: tuple[str, ...] = ()
@@ -230,6 +253,7 @@ def build(
     context: ContextRow | None = None,
     pairs: int = 0,
     deployment: str | None = None,
+    local: Program | None = None,
     backend: str = "pytorch",
     target: str = "cpu",
 ) -> Manifest:
@@ -241,8 +265,13 @@ def build(
         config: the keys of ``config.json`` that constants were, or could have been, taken from.
         context: how many positions a sequence may have; any number unless given.
         pairs: numbers that are held at once for each token and position of its history.
+        local: what a rank runs, where the deployment has a mesh.
         files: the bytes of each file of the directory, by its name there.
     """
+    rows = [ParameterRow.of(p) for p in tensors.patterns(program)]
+    mesh = {a: local.sizes[f"ranks.{a}"] for a in local.mesh} if local else {}
+    if local and mesh:
+        rows = [ParameterRow.of(p, s) for p, s in shards.shards(program, local)]
     return Manifest(
         dslc=version,
         model=program.name,
@@ -252,11 +281,13 @@ def build(
         context=context,
         pairs=pairs,
         deployment=deployment,
+        mesh=mesh,
+        batch=local.batch if local else (),
         backend=backend,
         target=target,
         passes=tuple(passes),
         entries={name: _entry(program, name) for name in program.entries},
-        parameters=tuple(ParameterRow.of(p) for p in tensors.patterns(program)),
+        parameters=tuple(rows),
         ignored=tensors.ignored(program),
         caches=tuple(CacheRow.of(c) for c in tensors.caches(program)),
         files={name: digest(data) for name, data in files.items()},
@@ -353,6 +384,16 @@ def _entry(program: Program, name: str) -> EntryRow:
         d.size.at(sizes) if d.size.names <= sizes.keys() else str(d.size) for d in result.dims
     )
     return EntryRow(inputs=tuple(rows), dims=result.names, shape=shape)
+
+
+def _dims(dims: Iterable[shards.DimShard]) -> tuple[DimRow, ...]:
+    return tuple(DimRow(size=d.size, axes=d.axes, form=d.form, parts=_dims(d.parts)) for d in dims)
+
+
+def _arrays(arrays: Iterable[shards.ArrayShard | None]) -> tuple[ArrayRow | None, ...]:
+    return tuple(
+        None if a is None else ArrayRow(axes=a.axes, redundant=a.redundant) for a in arrays
+    )
 
 
 def _pairs(ranges: Iterable[range]) -> tuple[Range, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NoReturn, cast, get_args
 
 from compiler.ir import (
@@ -200,7 +201,8 @@ class _Line:
 
     def _dim_item(self) -> str:
         if not self.take("("):
-            return self.next()
+            name = self.next()
+            return f"{name}/{self.next()}" if self.take("/") else name
         parts = [self.dim_name()]
         while self.take(","):
             parts.append(self.dim_name())
@@ -281,6 +283,8 @@ class _Reader:
         first.end()
         constants: dict[str, Any] = {}
         ignored: list[str] = []
+        mesh: tuple[str, ...] = ()
+        batch: tuple[str, ...] = ()
         modules: dict[str, Module] = {}
         entries: dict[str, Entry] = {}
         bodies: dict[str, Graph] = {}
@@ -290,6 +294,10 @@ class _Reader:
                 key = line.word()
                 line.need("=")
                 constants[key] = line.value({})
+            elif what == "mesh":
+                mesh = line.value({})
+                line.need("batch")
+                batch = line.value({})
             elif what == "ignored":
                 ignored.append(line.word())
             elif what == "format":
@@ -306,7 +314,8 @@ class _Reader:
             else:
                 line.fail(f"'{what}' begins nothing")
             line.end()
-        return Program(name, constants, root, modules, bodies, entries, tuple(ignored))
+        made = Program(name, constants, root, modules, bodies, entries, tuple(ignored))
+        return replace(made, mesh=mesh, batch=batch)
 
     def block(self, line: _Line) -> list[_Line]:
         """The lines between the braces."""
@@ -393,11 +402,12 @@ class _Reader:
         line.need("=")
         size = line.extent()
         start = line.extent() if line.take("from") else Extent.of(0)
+        axes = line.value({}) if line.take("over") else ()
         form, parts = "atom", ()
         if line.peek() in ("sum", "product"):
             form, parts = line.next(), line.value(dims)
         name = line.word() if line.take("named") else key
-        dims[key] = Dim(name, size, kind, form, parts, start)  # type: ignore[arg-type]
+        dims[key] = Dim(name, size, kind, form, parts, start, axes)  # type: ignore[arg-type]
 
     def body(self, line: _Line) -> Graph:
         graph = Graph(line.word())

@@ -45,12 +45,15 @@ def shrink(*programs: Program) -> dict[str, int]:
     Raises:
         ShrinkError: none were found.
     """
-    sizes = programs[0].sizes
+    sizes = {k: v for program in programs for k, v in program.sizes.items()}
+    # Ranks along an axis divide dims that have nothing else in common: two of them, if there are.
+    ranks = {name: min(2, size) for name, size in sizes.items() if name.startswith("ranks.")}
     rules: dict[frozenset[str], list[Rule]] = defaultdict(list)
     for program in programs:
         for rule in _rules(program, sizes):
+            rule = _with(rule, ranks)
             rules[rule.names].append(rule)
-    small: dict[str, int] = {}
+    small: dict[str, int] = dict(ranks)
     used: Counter[int] = Counter()
     loops = _loops(programs)
     for names in _connected(rules):
@@ -113,6 +116,13 @@ def _loops(programs: Iterable[Program]) -> set[str]:
     nodes = [n for program in programs for graph in program.bodies.values() for n in graph]
     found = {name for n in nodes if n.op == "chain" for name in n.attrs["index"].size.names}
     return found - {name for n in nodes for d in n.type.dims for name in d.size.names}
+
+
+def _with(rule: Rule, known: Mapping[str, int]) -> Rule:
+    """The rule as a test of the other constants."""
+    return Rule(
+        frozenset(rule.names - known.keys()), lambda values: rule.holds({**known, **values})
+    )
 
 
 def _between(extent: Extent, least: int) -> Rule:

@@ -25,7 +25,8 @@
 A dim is declared once per body and then named. ``as`` gives a value's source name, ``rounds`` says
 that it is rounded there, ``//`` where it came from. In attributes, "..." is text or a name, `...`
 a dim, <...> an extent, (...) a tuple. Sums ``n|j`` and products ``(h,n)`` of declared dims need no
-declaration. Sizes stay symbolic: the number of layers occurs in one line.
+declaration. Sizes stay symbolic: the number of layers occurs in one line. ``h/tp`` is a rank's part
+of a dim that is divided over the mesh axes that its declaration names behind ``over``.
 
 Printing and parsing (``compiler/parse.py``) are inverse, but for the columns of source spans.
 """
@@ -47,7 +48,7 @@ from dsl.formats import NumberFormat
 __all__ = ["TextError", "body_text", "node_text", "parse", "program_text", "same", "show"]
 
 _WORD = re.compile(r"[A-Za-z0-9_$@][A-Za-z0-9_.$@-]*\Z")
-_DIM = re.compile(r"[A-Za-z0-9_.$@|(),-]+\Z")
+_DIM = re.compile(r"[A-Za-z0-9_.$@|(),/-]+\Z")
 
 
 def show(value: Any) -> str:
@@ -82,7 +83,8 @@ def program_text(program: Program) -> str:
     constants = [f"const {_word(k)} = {show(v)}" for k, v in program.constants.items()]
     ignored = [f"ignored {show(name)}" for name in program.ignored]
     formats = [_format(f) for f in _formats(program)]
-    parts += ["\n".join(block) for block in (constants, ignored, formats) if block]
+    mesh = [f"mesh {show(program.mesh)} batch {show(program.batch)}"] if program.mesh else []
+    parts += ["\n".join(block) for block in (mesh, constants, ignored, formats) if block]
     parts += ["\n".join(_module(m)) for m in program.modules.values()]
     if program.entries:
         parts.append("\n".join(_entry(e) for e in program.entries.values()))
@@ -170,6 +172,8 @@ class Keys:
             line += f" = {dim.size}"
             if dim.start.terms:
                 line += f" from {dim.start}"
+            if dim.axes:
+                line += f" over {show(dim.axes)}"
             if dim.form != "atom":
                 line += f" {dim.form} ({', '.join(f'`{self[p]}`' for p in dim.parts)})"
             if key != dim.name:
@@ -288,5 +292,6 @@ def _contents(program: Program) -> tuple[Any, ...]:
         for k, m in program.modules.items()
     }
     bodies = {k: (g.name, g.output, [plain(n) for n in g]) for k, g in program.bodies.items()}
-    rest = (program.name, program.root, dict(program.constants), program.ignored)
+    rest: tuple[Any, ...] = (program.name, program.root, dict(program.constants))
+    rest += (program.ignored, program.mesh, program.batch)
     return (*rest, modules, bodies, dict(program.entries))

@@ -25,9 +25,12 @@ COMMANDS = {
     "check": "find every mistake of .arch files",
     "inspect": "what a model is: parameters, cache and FLOPs per token, by block",
     "compile": "compile an .arch file into a directory",
+    "plan": "what a deployment would cost and how fast it would run, without a GPU",
     "run": "generate with a compiled model",
     "bench": "time a compiled model beside what its user would otherwise run",
     "compare": "find where two implementations of a model first differ, by source line",
+    "tune": "find the fastest tilings of a compiled model's kernels on this GPU",
+    "balance": "place the blocks of arrays, and copies of busy ones, on ranks",
     "init": "write a random checkpoint of a model",
     "quantize": "write a checkpoint in published FP8, or an FP8 one in BF16",
     "models": "the models that ship with dslc",
@@ -57,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _tell(error, str(error))
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -69,8 +72,16 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             raise
         kind = type(error).__name__
-        print(f"error: {kind}: {error}\n(--debug shows where this comes from)", file=sys.stderr)
+        _tell(error, f"{kind}: {error}\n(--debug shows where this comes from)")
         return 1
+
+
+def _tell(error: BaseException, text: str) -> None:
+    """Show a message; of several processes that were launched together, one does."""
+    if "RANK" in os.environ:
+        import_module("backends.pytorch.faults").failed(error, text)
+    else:
+        print(f"error: {text}", file=sys.stderr)
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

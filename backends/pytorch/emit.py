@@ -13,6 +13,7 @@ import re
 
 from backends.pytorch.emit_class import Argument, ClassWriter, code
 from backends.pytorch.emit_coded import Codings
+from backends.pytorch.emit_collectives import MESH, mesh
 from backends.pytorch.emit_kernels import Kernels
 from backends.pytorch.emit_sizes import Constants
 from backends.pytorch.emit_text import WIDTH, spoken
@@ -22,11 +23,11 @@ from compiler.ir import Module, Program
 
 # What model.py may import from the runtime, where it is used.
 RUNTIME = [
-    "Coded", "Coding", "Numbered", "Step", "apply", "attention", "experts", "gather", "in_top",
-    "inf", "making", "named", "number_format", "paged", "quantize", "scaled_linear",
+    "Coded", "Coding", "Mesh", "Numbered", "Step", "apply", "attention", "experts", "gather",
+    "in_top", "inf", "making", "named", "number_format", "paged", "quantize", "scaled_linear",
     "softmax", "stacked", "table", "top", "wide",
 ]  # fmt: skip
-IMPORTED = ["torch", "F", "nn", "Tensor", "kernels", *RUNTIME, "build"]
+IMPORTED = ["torch", "F", "nn", "Tensor", "kernels", *RUNTIME, "build", MESH]
 
 __all__ = ["EmitError", "emit"]
 
@@ -98,7 +99,8 @@ class Emitter:
             root.method(entry.body)
         build = _build(self.made(self.program.root)[0])
         body = "\n\n\n".join("\n".join(lines) for lines in [*self._classes, build])
-        constants = "\n".join([*self.constants.lines, *self.codings.lines])
+        ranks = mesh(self.program, self.constants)
+        constants = "\n".join([*self.constants.lines, *self.codings.lines, *ranks])
         span = root.module.span
         source = f" from {spoken(span.source.name)}" if span else ""
         head = [

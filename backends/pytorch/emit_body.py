@@ -82,6 +82,7 @@ class Body:
         self._batched = frozenset(batched)
         self._place: tuple[str, int] | None = None
         self._loops: dict[str, str] = {}
+        self.routings: dict[str, str] = {}  # by the node that routes, its variable
         self._variables: set[str] = set()  # nodes whose value is a variable of theirs already
         self.tables = roots(graph) if tables is None else tables
         self.kernels = None if like else owner.emitter.kernels

@@ -124,7 +124,10 @@ def apply(body: Body, node: Node) -> Value:
     rows = [a for a in (BATCH, *node.attrs["rows"]) if a in pick.axes]
     pick = permuted(pick, rows)
     given, result = blocks(body, node, node.attrs["body"], rows, values)
-    text = call("apply", given[0], str(pick), *given[1:])
+    if node.inputs[0] in body.routings:
+        text = call(f"{body.routings[node.inputs[0]]}.apply", *given)
+    else:
+        text = call("apply", given[0], str(pick), *given[1:])
     return Value(text, (*rows, *result.axes), result.dtype)
 
 

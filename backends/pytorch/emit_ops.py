@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from backends.pytorch import emit_arithmetic as arithmetic
 from backends.pytorch import emit_calls as calls
 from backends.pytorch import emit_coded as coded
+from backends.pytorch import emit_collectives as collectives
 from backends.pytorch import emit_composites as composites
 from backends.pytorch import emit_recurrences as recurrences
 from backends.pytorch.emit_text import SUM, Text, arguments, call, method, stretch
@@ -347,4 +348,5 @@ OPS: Mapping[str, Callable[[Body, Node], Value]] = {
     "attention": composites.attention,
     "rms_norm": composites.rms_norm,
     "experts": composites.experts,
+    **collectives.OPS,
 }

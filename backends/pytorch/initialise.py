@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from backends.pytorch.random_values import values
+from backends.pytorch.random_values import stretches, values
 from backends.pytorch.runtime.fp8 import CodedWeight
 from compiler.tensors import Pattern, Tensor
 
@@ -52,10 +52,14 @@ def fill(
 def _fill_one(tensor: Tensor, into: torch.Tensor, seed: int) -> None:
     with torch.no_grad():
         if isinstance(into, CodedWeight):
-            drawn = torch.from_numpy(values(tensor, seed)).view(tensor.shape)
+            parts = [values(tensor, seed, begin, end) for begin, end in stretches(tensor)]
+            drawn = torch.cat([torch.from_numpy(part) for part in parts]).view(tensor.shape)
             into.fill(drawn.to(into.dtype).to(into.codes.device))
             return
-        flat = into.view(-1)
-        for start in range(0, tensor.elements, CHUNK):
-            stop = min(start + CHUNK, tensor.elements)
-            flat[start:stop].copy_(torch.from_numpy(values(tensor, seed, start, stop)))
+        flat, done = into.view(-1), 0
+        for begin, end in stretches(tensor):
+            for start in range(begin, end, CHUNK):
+                stop = min(start + CHUNK, end)
+                drawn = torch.from_numpy(values(tensor, seed, start, stop))
+                flat[done : done + len(drawn)].copy_(drawn)
+                done += len(drawn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,9 @@ from backends.pytorch.memory import require
 from backends.pytorch.model import Model
 from backends.pytorch.places import remember_text
 from backends.pytorch.problems import listing
+from backends.pytorch.ranks import alike, connect
+from backends.pytorch.sharded import ShardedModel, own_part, place_blocks
+from backends.pytorch.world import check_world
 from compiler.manifest import Manifest, ManifestError, digest, read, verified_files
 
 CODE = "model.py"
@@ -45,6 +48,7 @@ def load(
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
     edited: bool = False,
+    placements: Mapping[str, Sequence[int]] | None = None,
 ) -> Model:
     """Load a compiled model.
 
@@ -59,6 +63,10 @@ def load(
         progress: called with what has been loaded and what there is in all.
         note: told, in a sentence each, what the user should know; warnings unless given.
         edited: execute the directory's code even if it was changed since it was compiled.
+        placements: of a deployment with redundant blocks, by the path of their array: the number of
+            the block in each place, as ``dslc balance`` finds it.
+
+    A model that was compiled for a mesh is loaded by every rank at once, each with its part.
 
     Raises:
         ManifestError: the directory is not whole, was changed, or is another version's.
@@ -70,10 +78,12 @@ def load(
     manifest = read(directory)
     if manifest.backend != "pytorch":
         raise ManifestError(f"{directory} was compiled for the backend '{manifest.backend}'")
+    if manifest.mesh:
+        check_world(manifest)
     files = verified_files(directory, manifest, edited)
     place = _device(device)
     patterns = [row.pattern() for row in manifest.parameters]
-    found = None
+    found, opened = None, None
     differences: list[str] = []
     if checkpoint is not None:
         opened = open_checkpoint(Path(checkpoint))
@@ -96,11 +106,18 @@ def load(
         from backends.triton.load import load_kernels  # Triton
 
         kernels = load_kernels(directory, files, place, run_dtype, notes)
-    module = _emitted(directory, files, kernels).build("meta", run_dtype)  # no memory yet
+    emitted = _emitted(directory, files, kernels)
+    mesh = None
+    if manifest.mesh:
+        same = alike(directory, manifest, opened, seed=seed, dtype=str(run_dtype))
+        mesh = connect(emitted.MESH, manifest, same, place)
+        patterns, needed, found = own_part(manifest, mesh, placements or {}, unavailable, found)
+    module = emitted.build("meta", run_dtype)  # no memory yet
     memory = Memory(module, place, run_dtype, plan, pieces)
+    bytes_read = 0
     require("loading the weights", sum(memory.needed(p) for p in needed), place)
     if found:
-        weights.fill(found, memory.of, progress)
+        bytes_read = weights.fill(found, memory.of, progress)
     else:
         initialise.fill(patterns, memory.of, seed, progress)
     memory.complete(patterns, needed)
@@ -111,11 +128,16 @@ def load(
         else:
             warnings.warn(sentence, stacklevel=3)  # of dslc.load
     source = files[SOURCE_GRAPH].decode() if SOURCE_GRAPH in files else None
-    code = files[CODE].decode()
     decoder = Decoder(plan, pieces, memory.weight, module) if plan else None
     products = None
     if plan and plan.few_rows:
         products = FewRows(pieces[plan.few_rows], pieces.get(plan.few_rows_of_blocks or ""))
+    code = files[CODE].decode()
+    if mesh is not None:
+        shared = ShardedModel(module, manifest, memory.names, unavailable, notes, source, code)
+        shared.mesh, shared.bytes_read = mesh, bytes_read
+        place_blocks(shared, placements or {})
+        return shared
     model = Model(module, manifest, memory.names, unavailable, notes, source, code)
     return model.ahead(decoder, products)
 

@@ -175,6 +175,14 @@ class Model(nn.Module):
         if step.total == 0:
             shape = [n for n in row.shape[1:] if isinstance(n, int)]
             return torch.zeros(0, *shape, dtype=self.dtype, device=self.device)
+        rows = self._computed(entry, step, inputs)
+        step.commit()
+        self._remember(row, step, inputs)
+        return rows
+
+    def _computed(self, entry: str, step: Step, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The rows wanted of a step that may be run."""
+        row = self._entry(entry)
         given = [self._placed(inputs[i.name]) for i in row.inputs]
         rows: Tensor
         try:
@@ -194,8 +202,6 @@ class Model(nn.Module):
             if place is None:
                 raise
             raise place from error
-        step.commit()
-        self._remember(row, step, inputs)
         return rows if row.shape[0] == "wanted" else step.select(rows)
 
     def _remember(self, row: EntryRow, step: Step, inputs: Mapping[str, Tensor]) -> None:

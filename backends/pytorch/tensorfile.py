@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +112,7 @@ class Reader:
     def __init__(self) -> None:
         self._path: Path | None = None
         self._handle = -1
+        self.bytes = 0  # that have been read
 
     def __enter__(self) -> Self:
         return self
@@ -161,6 +163,25 @@ class Reader:
             if not count:
                 raise TensorFileError(f"{stored.file} ends within '{stored.name}'")
             done += count
+            self.bytes += count
+
+    def read_parts(
+        self, stored: Stored, stretches: Iterable[tuple[int, int]], into: torch.Tensor
+    ) -> torch.Tensor:
+        """Stretches of a tensor's elements, behind one another; no other byte is read.
+
+        Args:
+            stretches: begin and end, in elements.
+            into: contiguous CPU tensor of the stored dtype, filled and returned.
+        """
+        width, done, flat = into.element_size(), 0, into.view(-1)
+        for begin, end in stretches:
+            part = replace(
+                stored, start=stored.start + begin * width, size=(end - begin) * width, shape=()
+            )
+            self.read(part, flat[done : done + end - begin])
+            done += end - begin
+        return into
 
     def _open(self, path: Path) -> None:
         if path != self._path:

@@ -11,6 +11,7 @@ from backends.pytorch.checkpoint import Checkpoint, CheckpointError, Match, Sour
 from backends.pytorch.dtypes import DTYPES
 from backends.pytorch.runtime.fp8 import CodedWeight
 from backends.pytorch.tensorfile import Reader, Stored, TensorFileError
+from compiler.shards import OwnTensor
 from compiler.tensors import Tensor
 
 
@@ -18,7 +19,7 @@ def fill(
     match: Match,
     destination: Callable[[Tensor], torch.Tensor],
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> int:
     """Read every tensor into its place, one after the other in the order of the files.
 
     Beside the destinations, memory for one tensor as stored is needed.
@@ -27,10 +28,13 @@ def fill(
         destination: gives the memory of a tensor, of its shape, in the dtype it is to have.
         progress: called with bytes read and bytes in all.
 
+    Returns:
+        Bytes read.
+
     Raises:
         CheckpointError: a file has changed since it was matched.
     """
-    total = sum(source.stored.size for source in match.sources)
+    total = sum(_size(source) for source in match.sources)
     done = 0
     in_file_order = sorted(match.sources, key=lambda s: (s.stored.file, s.stored.start))
     with Reader() as weights, Reader() as scales, torch.no_grad():
@@ -42,9 +46,18 @@ def fill(
                 raise CheckpointError(
                     f"the checkpoint changed while it was read: {error}"
                 ) from None
-            done += source.stored.size
+            done += _size(source)
             if progress:
                 progress(done, total)
+        return weights.bytes + scales.bytes
+
+
+def _size(source: Source) -> int:
+    """Bytes that are read of a tensor."""
+    tensor = source.tensor
+    if isinstance(tensor, OwnTensor):
+        return tensor.elements * DTYPES[source.stored.dtype].itemsize
+    return source.stored.size
 
 
 class _Filler:
@@ -61,6 +74,9 @@ class _Filler:
 
     def fill(self, source: Source, into: torch.Tensor) -> None:
         stored = source.stored
+        if isinstance(source.tensor, OwnTensor) and not source.tensor.is_whole:
+            self._fill_part(source, source.tensor, into)
+            return
         if isinstance(into, CodedWeight):
             self._coded(source, into)
             return
@@ -78,6 +94,24 @@ class _Filler:
             self.weights.read(stored, into)
         else:
             into.copy_(self._read(stored))
+
+    def _fill_part(self, source: Source, tensor: OwnTensor, into: torch.Tensor) -> None:
+        """A rank's part of a tensor; its scales are read whole."""
+        exact = torch.empty(tensor.shape, dtype=DTYPES[source.stored.dtype])
+        self.weights.read_parts(source.stored, tensor.stretches(), exact)
+        if source.scale is not None:
+            assert self.checkpoint.block is not None
+            scale = self.scales.read(source.scale)
+            for axis, along in enumerate(self.checkpoint.block):
+                rows = [torch.arange(begin, end) for begin, end in tensor.runs[axis]]
+                scale = scale.index_select(axis, torch.cat(rows) // along)
+            exact = exact.float() * scale
+        if isinstance(into, CodedWeight):
+            # In the stored tensor's tiles, whose scales come out as they were if it has such.
+            _check_tiles(tensor, (into.coding.rows, into.coding.columns))
+            into.fill(exact.to(into.codes.device))
+        else:
+            into.copy_(exact)
 
     def _coded(self, source: Source, into: CodedWeight) -> None:
         """Codes as they are stored, if they are such; else the weight is quantised now."""
@@ -100,6 +134,22 @@ class _Filler:
             self._memory = torch.empty(self._largest, dtype=torch.uint8)
         typed = self._memory[: stored.size].view(DTYPES[stored.dtype]).view(stored.shape)
         return self.weights.read(stored, typed)
+
+
+def _check_tiles(tensor: OwnTensor, tile: tuple[int | None, int | None]) -> None:
+    """
+    Raises:
+        CheckpointError: a rank's part of a tensor does not begin and end with tiles.
+    """
+    for runs, along, size in zip(tensor.runs, tile, tensor.stored_shape, strict=True):
+        for begin, end in runs:
+            whole = along or size
+            if begin % whole or (end % whole and end != size):
+                raise CheckpointError(
+                    f"'{tensor.name}' cannot be kept in tiles of {whole}: a rank has {begin} .. "
+                    f"{end} of its {size} rows or columns; divide it otherwise, or except it from "
+                    "the deployment's precision"
+                )
 
 
 def dequantise(

@@ -6,13 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.pytorch.faults import watch_over
+from backends.pytorch.world import check_world, is_worker, rank
 from compiler.errors import UserError
 from compiler.manifest import read
 from dslc.cli import INTERRUPTED
-from dslc.commands.options import add_json, not_yet
+from dslc.commands.options import add_json, not_yet, positive
 from dslc.prompts import conversation, encoded, need_tokenizer, open_tokenizer
 from dslc.terminal import note, progress
 
@@ -69,8 +72,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", metavar="NAME", help="float32 or bfloat16 (as the checkpoint says, or float32)"
     )
-    parser.add_argument("--nproc", metavar="N", type=int, default=1, help="local processes")
-    parser.add_argument("--record-loads", metavar="FILE", type=Path, help="of the experts")
+    parser.add_argument("--nproc", metavar="N", type=positive, default=1, help="local processes")
+    parser.add_argument(
+        "--record-loads",
+        metavar="FILE",
+        type=Path,
+        help="how often each block of an array was picked, as JSON for dslc balance",
+    )
+    parser.add_argument(
+        "--placement",
+        metavar="FILE",
+        type=Path,
+        help="which rank holds which blocks and copies, from dslc balance -o",
+    )
     add_json(parser)
 
 
@@ -85,10 +99,12 @@ def tokens(text: str) -> list[int]:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.nproc != 1:
-        raise not_yet(f"--nproc {options.nproc}")
-    if options.record_loads:
-        raise not_yet("--record-loads")
+    if options.nproc > 1 and not is_worker():
+        return launched(options)
+    first = rank() == 0
+    if is_worker():
+        watch_over()
+        check_world(read(options.directory))
     tokenizer = open_tokenizer(options.checkpoint)
     prompts = _prompts(options, tokenizer)
 
@@ -100,9 +116,9 @@ def run(options: argparse.Namespace) -> int:
     manifest = read(options.directory)
     check_prompts(manifest, prompts, options.max_new_tokens)
     opened = _open_mlir if manifest.backend == "mlir" else _open_pytorch
-    with progress("loading") as bar:
+    with progress("loading") if first else nullcontext() as bar:
         generate = opened(options, bar)
-    live = sys.stdout.isatty() and not options.json and len(prompts) == 1
+    live = first and sys.stdout.isatty() and not options.json and len(prompts) == 1
     watch = Watch()
     transcript = Transcript(prompts, tokenizer, options.stop, options.chat, live)
     interrupted = False
@@ -111,6 +127,8 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:  # what there is by then is printed
         interrupted = True
         tokens = transcript.tokens()
+    if not first:
+        return INTERRUPTED if interrupted else 0
     transcript.end()
     texts = transcript.texts()
     if options.json:
@@ -122,6 +140,14 @@ def run(options: argparse.Namespace) -> int:
     if options.checkpoint is None:
         note("weights are random, as there is no --checkpoint")
     return INTERRUPTED if interrupted else 0
+
+
+def launched(options: argparse.Namespace) -> int:
+    """The same command in several processes."""
+    check_world(read(options.directory), options.nproc)
+    from dslc.launch import launch
+
+    return launch(options.nproc, sys.argv[1:])
 
 
 def _prompts(options: argparse.Namespace, tokenizer: Any) -> list[list[int]]:
@@ -157,6 +183,7 @@ def _open_pytorch(options: argparse.Namespace, bar: Progress | None) -> Generate
 
     from backends.pytorch.load import load
     from backends.pytorch.memory import keep_freed
+    from dslc.loads import counted, read_placement
 
     keep_freed()
     model = load(
@@ -166,7 +193,8 @@ def _open_pytorch(options: argparse.Namespace, bar: Progress | None) -> Generate
         options.dtype,
         options.init_seed,
         progress=bar,
-        note=note,
+        note=note if rank() == 0 else lambda _: None,
+        placements=read_placement(options.placement) if options.placement else None,
     )
 
     def generate(
@@ -180,7 +208,8 @@ def _open_pytorch(options: argparse.Namespace, bar: Progress | None) -> Generate
         def told(step: int, new: Tensor) -> None:
             on_token(step, new.tolist())
 
-        out = model.generate(padded, lengths, on_token=told, **rest)
+        with counted(model, options.record_loads):
+            out = model.generate(padded, lengths, on_token=told, **rest)
         return [sequence.tolist() for sequence in out]
 
     return generate
@@ -189,10 +218,10 @@ def _open_pytorch(options: argparse.Namespace, bar: Progress | None) -> Generate
 def _open_mlir(options: argparse.Namespace, bar: Progress | None) -> Generate:
     from backends.mlir.model import load
 
+    if options.record_loads or options.placement:
+        raise not_yet("--record-loads or --placement with the backend 'mlir'")
     if options.device != "cpu":
-        raise UserError(
-            f"the module in {options.directory} runs on the CPU, not on {options.device}"
-        )
+        raise UserError(f"{options.directory} runs on the CPU, not on '{options.device}'")
     model = load(
         options.directory, options.checkpoint, options.dtype, options.init_seed, progress=bar
     )

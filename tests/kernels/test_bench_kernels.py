@@ -1,11 +1,13 @@
 """``dslc bench --kernels``: what is kept, gone on with and shown; with a stub for the GPU."""
 
+import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import torch
 import running_kernels  # noqa: F401 - mends the interpreter's conversions
+import torch
 
 from backends.triton.families import combine, rotary
 from backends.triton.targets import SM_90
@@ -221,3 +223,48 @@ def test_attention_rivals_compute_what_kernels_do(name) -> None:
 def test_rivals_by_name() -> None:
     assert set(rivals.gemm()) >= {"torch._scaled_mm", "torch.mm of BF16"}
     assert set(rivals.grouped(coded=True)) == {"F.grouped_mm of BF16"}
+
+
+# -- make gpu --------------------------------------------------------------------------------------
+
+
+def make_gpu():
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
+    spec = importlib.util.spec_from_file_location("make_gpu", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_make_gpu_is_skipped_without_one(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    assert make_gpu().main() == 0
+    assert capsys.readouterr() == ("", "make gpu: skipped: torch sees no GPU here\n")
+
+
+def test_make_gpu_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys) -> None:
+    """Three files of tests: one passes, one fails, for the third there is no time yet."""
+    (tmp_path / "tests" / "kernels").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / "tests" / "kernels" / f"test_{name}.py").write_text("")
+    module, ran, timed = make_gpu(), [], []
+    outcomes = iter(["passed", "failed", "stopped", "passed", "passed"])
+    monkeypatch.setattr(machine, "absent", lambda: None)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "test", lambda name, left: ran.append(name[-4]) or next(outcomes))
+    monkeypatch.setattr(module, "bench", lambda left: timed.append(left) or 0)
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    assert module.main() == 1 and ran == ["a", "b", "c"] and not timed
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [
+        "make gpu: 1 of 3 files of tests passed, 1 failed",
+        "make gpu: 1 are left, and the timings: the same command goes on",
+    ]
+    assert module.main() == 0 and ran == ["a", "b", "c", "b", "c"] and len(timed) == 1
+    assert module.main() == 0 and len(ran) == 5 and len(timed) == 2
+    (tmp_path / "backends").mkdir()
+    (tmp_path / "backends" / "changed.py").write_text("")
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--seconds", "1"])
+    assert module.main() == 0 and len(ran) == 5  # another tree, and no time for it
+    assert "make gpu: 3 are left" in capsys.readouterr().out

@@ -59,6 +59,7 @@ def test_what_a_directory_holds():
         "format": "act",
         "stored": None,
         "shard": None,
+        "dealt": None,
         "role": "param",
         "initial": "matrix",
         "entries": ["main", "mtp"],

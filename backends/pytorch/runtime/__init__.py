@@ -12,6 +12,7 @@ from backends.pytorch.runtime.fp8 import (
     scaled_linear,
     wide,
 )
+from backends.pytorch.runtime.mesh import Mesh
 from backends.pytorch.runtime.modules import Numbered, making, named, table
 from backends.pytorch.runtime.ops import gather, in_top, inf, softmax, top
 from backends.pytorch.runtime.stacked import stacked
@@ -21,6 +22,7 @@ __all__ = [
     "Cache",
     "Coded",
     "Coding",
+    "Mesh",
     "Numbered",
     "Step",
     "apply",

@@ -14,6 +14,27 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+# Told of the picks of every array of blocks: its path, int64 ``[..., picks]``.
+Watch = Callable[[str, Tensor], None]
+_watches: list[Watch] = []
+
+
+@contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Within, ``watch`` is told of all picks."""
+    _watches.append(watch)
+    try:
+        yield
+    finally:
+        _watches.remove(watch)
+
+
+def picked(blocks: nn.Module, pick: Tensor) -> None:
+    """Tell who watches."""
+    for watch in _watches:
+        watch(str(blocks.path), pick)
+
+
 MOST_KEPT = 1 << 26  # numbers: more are given back with the next smaller ones
 
 Block = Callable[..., Tensor]
@@ -41,6 +62,7 @@ def apply(
     Returns:
         ``[*rows, ...]``.
     """
+    picked(blocks, pick)
     results, back = _run(blocks, pick, args, start, method, whole)
     return results.index_select(0, back).unflatten(0, pick.shape)
 
@@ -64,6 +86,7 @@ def experts(
     Returns:
         ``[*rows, ...]``, summed in f32; f32 if the gate is, else the blocks' dtype.
     """
+    picked(blocks, pick)
     picks, tokens = pick.shape[-1], pick.shape[:-1].numel()
     weights = gate.expand(pick.shape).reshape(tokens, picks).float()
     if not torch.is_grad_enabled():

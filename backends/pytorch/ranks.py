@@ -1,0 +1,148 @@
+"""This process' place among those of a job: ``torchrun`` says it in the environment."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import DistError, DistNetworkError
+
+from backends.pytorch.checkpoint import Checkpoint
+from backends.pytorch.faults import Pulse
+from backends.pytorch.runtime import Mesh
+from backends.pytorch.world import RankError, check_world, rank, world
+from compiler.manifest import FILE_NAME, Manifest
+
+# Ranks may differ in how long they take; whether they live is another's affair (faults.py).
+TIMEOUT = timedelta(minutes=30)
+MEETING = timedelta(seconds=300)  # for all processes to come up
+SAMPLE = 64  # bytes of each tensor that tell checkpoints apart
+
+
+def connect(mesh: Mesh, manifest: Manifest, alike: Mapping[str, Any], device: torch.device) -> Mesh:
+    """Meet the other ranks and take this one's place in the mesh.
+
+    Args:
+        alike: what must be the same on all ranks, by what it is called.
+
+    Raises:
+        RankError: there are not as many processes as ranks, or they do not run the same.
+    """
+    check_world(manifest)
+    if "RANK" in os.environ and not dist.is_initialized():
+        store = _store()
+        agree(store, alike)
+        pulse = Pulse(_client, rank(), world()) if world() > 1 else None
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=PrefixStore("group", store),
+            rank=rank(),
+            world_size=world(),
+            timeout=TIMEOUT,
+        )
+        atexit.register(_leave, pulse)
+    mesh.connect(rank())
+    return mesh
+
+
+def _leave(pulse: Pulse | None) -> None:
+    if pulse is not None:
+        pulse.end()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _store() -> Store:
+    """The job's store, which torchrun's agent keeps; without one, rank 0 does."""
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return _client(host=rank() == 0 and not agent)
+
+
+def _client(host: bool = False) -> Store:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        store = TCPStore(address, port, world(), host, MEETING, wait_for_workers=False)
+    except DistNetworkError as error:
+        first = str(error).splitlines()[0]
+        raise RankError(f"the job's store at {address}:{port} cannot be reached: {first}") from None
+    return PrefixStore(f"dslc/{attempt}", store)
+
+
+def agree(store: Store, alike: Mapping[str, Any]) -> None:
+    """Compare what must be the same on all ranks, before any group is made.
+
+    Raises:
+        RankError: a rank has something else; says which, and what.
+    """
+    mine = {"host": socket.gethostname(), **alike}
+    store.set(f"alike/{rank()}", json.dumps(mine))
+    first: dict[str, Any] = json.loads(store.get("alike/0"))
+    for number in range(1, world()):
+        try:
+            other = json.loads(store.get(f"alike/{number}"))
+        except DistError:
+            raise RankError(
+                f"rank {number} has not come up for {MEETING.seconds} s: {world()} were launched"
+            ) from None
+        for what in alike:
+            if other.get(what) != first.get(what):
+                raise RankError(
+                    f"rank {number} ({other['host']}) has another {what} than rank 0 "
+                    f"({first['host']}){_difference(other.get(what), first.get(what))}"
+                )
+
+
+def _difference(other: Any, first: Any) -> str:
+    if isinstance(other, dict) and isinstance(first, dict):
+        keys = [k for k in {**first, **other} if first.get(k) != other.get(k)]
+        listed = ", ".join(f"{k} {other.get(k)} and {first.get(k)}" for k in keys[:3])
+        return f": {listed}"
+    short = (str(other)[:12], str(first)[:12])
+    return f": {short[0]} and {short[1]}"
+
+
+def alike(
+    directory: Path,
+    manifest: Manifest,
+    checkpoint: Checkpoint | None,
+    **more: Any,
+) -> dict[str, Any]:
+    """What must be the same on all ranks of a model."""
+    text = (directory / FILE_NAME).read_bytes()
+    sizes = dict(manifest.constants)
+    return {
+        "set of dims": sizes,
+        "compiled directory": hashlib.sha256(text).hexdigest(),
+        "checkpoint": None if checkpoint is None else fingerprint(checkpoint),
+        **more,
+    }
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """A hash of names, shapes and places of all tensors, and of some bytes from the middle of each:
+    checkpoints of the same form and other weights differ in it, and it reads little."""
+    found = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
+    by_file: dict[Path, list[Any]] = {}
+    for stored in checkpoint.tensors.values():
+        by_file.setdefault(stored.file, []).append(stored)
+    for file in sorted(by_file):
+        with open(file, "rb") as data:
+            for stored in sorted(by_file[file], key=lambda s: s.start):
+                about = f"{stored.name} {stored.dtype} {stored.shape} {stored.start}"
+                found.update(about.encode())
+                data.seek(stored.start + max(0, stored.size - SAMPLE) // 2)
+                found.update(data.read(min(SAMPLE, stored.size)))
+    return found.hexdigest()

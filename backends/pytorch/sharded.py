@@ -1,0 +1,185 @@
+"""A model whose ranks work together: each has its part of the weights, and its own sequences.
+
+Every rank is given the same calls with the same arguments and returns the same results, so that
+whoever calls need not know of it. Within a step a rank runs its own sequences, which are dealt out
+in contiguous runs over the mesh axes of the batch, and the rows that are wanted are gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.pytorch.checkpoint import Match, Source
+from backends.pytorch.model import Model
+from backends.pytorch.runtime import Cache, Mesh, Step
+from backends.pytorch.runtime.routing import Placement
+from backends.pytorch.slices import PlacementError, own
+from compiler.manifest import Manifest
+from compiler.tensors import Pattern
+
+
+class ShardedCache(Cache):
+    """The lengths and tokens of all sequences, and the values of this rank's own.
+
+    Attributes:
+        own: this rank's slots; ``local`` is their cache, in this order.
+    """
+
+    def __init__(self, slots: int, capacity: int | None, own: range):
+        super().__init__(slots, capacity)
+        self.own = own
+        self.local = Cache(len(own), capacity)
+
+    @property
+    def nbytes(self) -> int:
+        return self.local.nbytes
+
+    def _cut(self, slot: int, length: int) -> None:
+        if slot in self.own:
+            self.local._cut(slot - self.own.start, length)
+        super()._cut(slot, length)
+
+    def truncate(self, lengths: Sequence[int] | Tensor, slots: Sequence[int] | None = None) -> None:
+        self._latest = self.local._latest  # whether there are states
+        super().truncate(lengths, slots)
+
+
+class ShardedModel(Model):
+    """One rank of a model. Nothing flows back through what ranks send each other: no gradients.
+
+    Attributes:
+        mesh: the ranks.
+        bytes_read: of the checkpoint, by this rank.
+    """
+
+    mesh: Mesh
+    bytes_read: int
+
+    @torch.no_grad()
+    def _computed(self, entry: str, step: Step, inputs: Mapping[str, Tensor]) -> Tensor:
+        batch = self.manifest.batch
+        ways = self.mesh.ways(*batch)
+        numbers = step.slots if step.cache is not None else range(step.batch)
+        among = step.cache.slots if step.cache is not None else step.batch
+        owner = torch.tensor([_owner(n, among, ways) for n in numbers], dtype=torch.int64)
+        owner = owner.repeat_interleave(torch.tensor(step.counts, dtype=torch.int64))
+        mine = owner == self.mesh.index(*batch)
+        rows = torch.arange(step.total) if step.rows is None else step.rows.cpu()
+        given = {name: x[mine.to(x.device)] for name, x in inputs.items()}
+        local = self._local(step, numbers, among, mine, rows)
+        result = super()._computed(entry, local, given)
+        local.commit()
+        if ways == 1:
+            return result
+        return self._gathered(result, owner[rows], batch)
+
+    def _local(
+        self, step: Step, numbers: Sequence[int], among: int, mine: Tensor, rows: Tensor
+    ) -> Step:
+        """The part of a step that is this rank's."""
+        own = _own(among, self.mesh, self.manifest.batch)
+        chosen = [i for i, number in enumerate(numbers) if number in own]
+        place = mine.cumsum(0) - 1  # of each token of the step among this rank's
+        cache = step.cache.local if isinstance(step.cache, ShardedCache) else None
+        return Step(
+            [step.counts[i] for i in chosen],
+            device=step.device,
+            cache=cache,
+            slots=[numbers[i] - own.start for i in chosen] if cache is not None else None,
+            position=None if step.in_order else step.position[mine.to(step.device)],
+            rows=None if step.rows is None else place[rows[mine[rows]]].to(step.device),
+        )
+
+    def _gathered(self, result: Tensor, owner: Tensor, batch: Sequence[str]) -> Tensor:
+        """All ranks' rows, in the order of the step."""
+        group = self.mesh.group(*batch)
+        counts = torch.bincount(owner, minlength=group.size).tolist()
+        padded = result.new_zeros(max(counts), *result.shape[1:])
+        padded[: len(result)] = result
+        whole = result.new_empty(len(owner), *result.shape[1:])
+        for rank, part in enumerate(group.all_gather(padded)):
+            whole[(owner == rank).to(whole.device)] = part[: counts[rank]]
+        return whole
+
+    def new_cache(self, batch: int, capacity: int | None = None) -> Cache:
+        return ShardedCache(batch, capacity, _own(batch, self.mesh, self.manifest.batch))
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        raise NotImplementedError("a rank's weights are read from a checkpoint")
+
+
+def _owner(number: int, among: int, ways: int) -> int:
+    """Which rank has a sequence: they have contiguous runs of lengths that differ by one at most,
+    and none where there are more ranks than sequences."""
+    return next(i for i in range(ways) if among * i // ways <= number < among * (i + 1) // ways)
+
+
+def _own(among: int, mesh: Mesh, batch: Sequence[str]) -> range:
+    ways, place = mesh.ways(*batch), mesh.index(*batch)
+    return range(among * place // ways, among * (place + 1) // ways)
+
+
+def own_part(
+    manifest: Manifest,
+    mesh: Mesh,
+    placements: Mapping[str, Sequence[int]],
+    unavailable: Mapping[str, Sequence[str]],
+    found: Match | None,
+) -> tuple[list[Pattern], list[Pattern], Match | None]:
+    """This rank's patterns, those of them that an entry needs, and their sources."""
+    patterns = own(manifest, mesh, placements)
+    needed = [p for p in patterns if not p.entries or set(p.entries) - unavailable.keys()]
+    if found is None:
+        return patterns, needed, None
+    by_name = {source.tensor.name: source for source in found.sources}
+    sources: list[Source] = []
+    for pattern in needed:
+        own_tensors = [t for t in pattern.tensors() if t.name in by_name]
+        sources += [replace(by_name[t.name], tensor=t) for t in own_tensors]
+    return patterns, needed, replace(found, sources=sources)
+
+
+def place_blocks(model: ShardedModel, placements: Mapping[str, Sequence[int]]) -> None:
+    """Tell the mesh which copies of blocks there are.
+
+    Raises:
+        PlacementError: there is no such array, or it has other places.
+    """
+    arrays: dict[str, tuple[int, int]] = {}
+    for row in model.manifest.parameters:
+        for at, dealt in enumerate(row.dealt or ()):
+            if dealt is None:
+                continue
+            stem = row.path.split(f"[{{{at}}}]")[0]
+            before = list(row.ranges[:at])
+            for place in _product(before):
+                path = stem.format(*place).replace("[", ".").replace("]", "")
+                start, stop = row.ranges[at]
+                arrays[path] = (stop - start, dealt.redundant)
+    unknown = [path for path in placements if path not in arrays]
+    if unknown:
+        raise PlacementError(f"no array of blocks is called '{unknown[0]}': {', '.join(arrays)}")
+    for path, (blocks, redundant) in arrays.items():
+        numbers = placements.get(path)
+        if numbers is None and redundant:
+            numbers = [*range(blocks), *(i % blocks for i in range(redundant))]
+        if numbers is None:
+            continue
+        if len(numbers) != blocks + redundant or set(numbers) != set(range(blocks)):
+            raise PlacementError(
+                f"'{path}' has {blocks + redundant} places for {blocks} blocks, each of which "
+                f"lies in one at least; the placement has {len(numbers)} of {len(set(numbers))}"
+            )
+        model.mesh.placements[path] = Placement.of(numbers, blocks)
+
+
+def _product(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
+    out: list[tuple[int, ...]] = [()]
+    for start, stop in ranges:
+        out = [(*before, number) for before in out for number in range(start, stop)]
+    return out

@@ -1,0 +1,144 @@
+"""The shard pass: what each op becomes on one rank, as text, and as a translation."""
+
+import re
+import time
+
+import pytest
+
+from compiler.equivalence import equivalent
+from compiler.pipeline import compile_model
+from compiler.text import body_text, parse, program_text, same
+from dsl.constants import Choices
+
+MODEL = """
+edition 2026
+index t : time
+const hidden = 12
+const wide = 20
+const vocab = 24
+const blocks = 8
+
+block Unit[d] {{
+  index f : wide
+  param up[f, d]
+  param down[d, f]
+  def (x[d]) -> y[d] {{
+    y[d] = down[d,f] * (up[f,d] * x[d])
+  }}
+}}
+
+block Mix[d] {{
+  index g : 4, m : blocks / 4, e = (g, m), k : 3
+  param centroid[e, d]
+  use unit[e] = Unit[d]
+  use shared = Unit[d]
+  def (x[d]) -> y[d] {{
+    score[e]: f32 = softmax[e](centroid[e,d] * x[d])
+    pick[k]       = argtop[e -> k](score[e])
+    gate[k]: f32  = score[pick[k]]
+    y[d]          = shared(x[d]) + gate[k] * unit[pick[k]](x[d])
+  }}
+}}
+
+model Small {{
+  index d : hidden, w : vocab
+  param embed[w, d]
+  param head[w, d]
+  use mix = Mix[d]
+  def main(token[t] of w) -> logits[t,w] {{
+    h[t,d] = embed[token[t], d] + mix(embed[token[t], d])
+    logits[t,w] = head[w,d] * h[t,d]
+  }}
+}}
+
+deploy here of Small {{ {deploy} }}
+"""
+
+
+def compiled(tmp_path, deploy):
+    file = tmp_path / "small.arch"
+    file.write_text(MODEL.format(deploy=deploy))
+    return compile_model(str(file), Choices(), deploy="here")
+
+
+def sharded(tmp_path, deploy, body):
+    """The lines of a body, without source places."""
+    graph = compiled(tmp_path, deploy).after("shard").bodies[body]
+    lines = [re.sub(r"  // .*", "", line).strip() for line in body_text(graph).splitlines()]
+    return [line for line in lines if line.startswith("%")]
+
+
+def communication(lines):
+    ops = "all_reduce|reduce_scatter|all_gather|part_of|gather_part|routing|dispatch|combine"
+    return [line for line in lines if re.search(rf"= ({ops})\(", line)]
+
+
+def test_a_divided_sum_is_reduced_where_someone_needs_it(tmp_path):
+    """Two partial sums that are added are reduced together, once; rows of a divided table too."""
+    deploy = "mesh tp = 2  shard wide -> tp, vocab -> tp"
+    assert communication(sharded(tmp_path, deploy, "Mix.call")) == []
+    assert communication(sharded(tmp_path, deploy, "Small.main")) == [
+        '%1 = gather_part(%embed, %wanted) axes=("tp") dim="w/tp" : act[row, d]',
+        '%2 = gather_part(%embed, %token) axes=("tp") dim="w/tp" : act[t, d]',
+        '%2.allreduce = all_reduce(%2) axes=("tp") fn="sum" : act[t, d]',
+        '%h.allreduce = all_reduce(%h) axes=("tp") fn="sum" : act[row, d]',
+        '%logits.allgather = all_gather(%logits) axes=("tp") dim="w/tp" : act[row, w]',
+    ]
+
+
+def test_an_array_of_blocks_that_is_dealt_out_is_sent_tokens(tmp_path):
+    lines = sharded(tmp_path, "mesh ep = 4  shard batch -> ep, Mix.unit -> ep", "Mix.call")
+    assert [line.split(" = ")[1].split("(")[0] for line in communication(lines)] == [
+        "routing", "dispatch", "combine",
+    ]  # fmt: skip
+    assert any("softmax" in line and "f32[t, e]" in line for line in lines), "scores stay whole"
+    (route,) = [line for line in lines if "routing(" in line]
+    assert route.endswith(": i64[2.rows] of e/ep") or "of e/ep" in route
+
+
+def test_ranks_that_have_the_same_tokens_send_none(tmp_path):
+    lines = sharded(tmp_path, "mesh ep = 4  shard Mix.unit -> ep", "Mix.call")
+    (route,) = [line for line in lines if "routing(" in line]
+    assert 'axes=("ep") sent=()' in route
+
+
+@pytest.mark.parametrize(
+    "deploy",
+    [
+        "mesh tp = 2  shard wide -> tp, vocab -> tp",
+        "mesh ep = 4  shard batch -> ep, Mix.unit -> ep",
+        "mesh ep = 4  shard Mix.unit -> ep",
+        "mesh ep = 2, tp = 2  shard batch -> ep, Mix.unit -> ep, wide -> tp, vocab -> tp",
+        "mesh dp = 2, ep = 2  shard batch -> dp, Mix.unit -> (ep, dp), vocab -> ep",
+        "mesh ep = 4  shard batch -> ep, Mix.unit -> ep with 4 redundant",
+        "mesh tp = 2  shard hidden -> tp",
+        "mesh tp = 2  shard Mix.e -> tp",
+        "mesh tp = 2  shard Mix.g -> tp",
+        "mesh a = 2, b = 2  shard vocab -> (a, b), wide -> (b, a)",
+    ],
+)
+def test_every_rank_computes_what_one_would(tmp_path, deploy):
+    stages = compiled(tmp_path, deploy)
+    equivalent(stages.after("recognise"), stages.after("shard"))
+    text = program_text(stages.after("shard"))
+    assert same(parse(text), stages.after("shard")) and text == program_text(parse(text))
+
+
+def test_what_cannot_be_divided_is_refused_at_its_line(tmp_path):
+    with pytest.raises(Exception, match="'e' cannot be divided along 'm'") as raised:
+        compiled(tmp_path, "mesh tp = 2  shard Mix.m -> tp")
+    assert "divide 'g' or 'e' instead" in str(raised.value)
+
+
+def test_the_program_does_not_grow_with_the_ranks(tmp_path):
+    file = tmp_path / "large.arch"
+    for ranks in (2, 128):
+        deploy = f"mesh dp = 16, ep = {ranks}  shard batch -> (dp, ep), MoE.expert -> ep"
+        file.write_text(f"import dsv3\ndeploy here of DeepSeekV3 {{ {deploy} }}\n")
+        begun = time.process_time()
+        text = program_text(compile_model(str(file), deploy="here").after("shard"))
+        taken = time.process_time() - begun
+        if ranks == 2:
+            first, before = text, taken
+    assert len(text.splitlines()) == len(first.splitlines())
+    assert taken < 2 * before + 1

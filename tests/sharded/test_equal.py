@@ -1,0 +1,130 @@
+"""Several processes give what one gives: every mesh, on real processes, launched once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from meshes import MESHES, SIZES, compiled, work
+
+import dslc
+from backends.pytorch.runtime.routing import Placement
+
+HERE = Path(__file__).parent
+ROW = SIZES["hidden"] * 4  # bytes of a token in float32
+PICKS = SIZES["per_token"] * 8  # of its picks and gates
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Checkpoints, compiled directories, and what each rank of each mesh found."""
+    folder = tmp_path_factory.mktemp("sharded")
+    single = dslc.load(compiled(folder, None), seed=5)
+    tensors = {name: tensor.clone() for name, tensor in single.state_dict().items()}
+    write(folder / "even", tensors)
+    for name in tensors:
+        if name.endswith("e_score_correction_bias"):
+            tensors[name][:4] += 100.0  # the first two groups of experts get everything
+    write(folder / "uneven", tensors)
+    for name in MESHES:
+        compiled(folder, name)
+    environment = dict(os.environ, PYTHONPATH=f"{HERE}:{os.environ.get('PYTHONPATH', '')}")
+    subprocess.run(
+        [sys.executable, HERE / "meshes.py", folder, *MESHES], check=True, env=environment
+    )
+    return folder
+
+
+def write(folder, tensors):
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file(
+        {n: t.detach().contiguous() for n, t in tensors.items()}, folder / "model.safetensors"
+    )
+    (folder / "config.json").write_text("{}")
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What one process computes."""
+    directory = compiled(folder, None)
+    found = {k: work(dslc.load(directory, checkpoint=folder / k)) for k in ("even", "uneven")}
+    from meshes import prompts
+
+    with torch.no_grad():
+        found["random"] = {"ragged": dslc.load(directory, seed=7)(prompts(5, 9))}
+    return found
+
+
+@pytest.fixture(scope="module", params=MESHES)
+def ranks(request, folder):
+    """What each rank of a mesh found."""
+    paths = [folder / f"{request.param}.{n}.pt" for n in range(MESHES[request.param])]
+    return [torch.load(path, weights_only=False) for path in paths]
+
+
+@pytest.mark.parametrize("weights", ["even", "uneven", "random"])
+def test_every_rank_has_the_results_of_one_process(ranks, alone, weights):
+    for found in ranks:
+        for what, wanted in alone[weights].items():
+            if what == "generated":
+                assert all(map(torch.equal, found[weights][what], wanted)), what
+                continue
+            error = (found[weights][what] - wanted).abs().max() / wanted.abs().max()
+            assert error <= 1e-5, (what, float(error))
+
+
+def test_ranks_send_what_the_recorded_routing_implies(request, ranks, folder):
+    """A token goes once to each rank that has a block that it picked, and one row comes back."""
+    name = request.node.callspec.params["ranks"]
+    if name not in ("ep2", "ep4", "ep2x"):
+        pytest.skip("counted on meshes of one axis")
+    each = (SIZES["experts"] + (4 if name == "ep2x" else 0)) // len(ranks)
+    go = torch.zeros(len(ranks), len(ranks), dtype=torch.int64)  # rows from a rank to another
+    calls = {len(found["log"]) for found in ranks}
+    assert len(calls) == 1, "ranks route in step, whether they have tokens or not"
+    for sender, found in enumerate(ranks):
+        for _, pick in found["log"]:
+            if name == "ep2x":
+                places = [*range(8), *range(4)]
+                pick = Placement.of(places, 8).spread(pick, sender)
+            for token in pick.tolist():
+                for receiver in {place // each for place in token}:
+                    go[sender, receiver] += 1
+    for number, found in enumerate(ranks):
+        away = int(go[number].sum() - go[number, number])
+        back = int(go[:, number].sum() - go[number, number])
+        traffic = found["traffic"]
+        assert traffic["dispatch"] == away * ROW
+        assert traffic["picks"] == away * PICKS
+        assert traffic["combine"] == back * ROW
+        assert traffic["counts"] == calls.copy().pop() * 8 * (len(ranks) - 1)
+
+
+def test_copies_share_the_work_of_a_block_evenly():
+    placement = Placement.of([0, 1, 2, 0, 1, 0], 3)
+    pick = torch.tensor([[0, 1], [0, 2], [0, 1], [0, 1], [0, 2], [0, 1]])
+    places = placement.spread(pick, 0)
+    assert placement.numbers[places].equal(pick)
+    assert torch.bincount(places.flatten(), minlength=6).tolist() == [2, 2, 2, 2, 2, 2]
+    assert placement.spread(pick, 1)[0, 0] == 3  # another rank begins with another copy
+
+
+def test_a_rank_reads_its_own_slices_and_nothing_else(ranks, folder, request):
+    name = request.node.callspec.params["ranks"]
+    if name not in ("ep2", "ep4", "tp2ep2"):
+        pytest.skip("counted where it is plain what a rank has")
+    from backends.pytorch.tensorfile import read_header
+
+    stored = read_header(folder / "even" / "model.safetensors")
+    experts = sum(s.size for n, s in stored.items() if ".experts." in n)
+    rest = sum(s.size for s in stored.values()) - experts
+    for found in ranks:
+        if name == "tp2ep2":  # two ranks along each axis, and most of the rest is divided by tp
+            assert found["bytes read"] < experts // 4 + rest
+            assert found["bytes read"] >= experts // 4 + rest // 2
+        else:
+            assert found["bytes read"] == experts // len(ranks) + rest

@@ -1,0 +1,149 @@
+"""However a rank fails, the job ends within 30 s, non-zero, with one message that names it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from meshes import compiled
+
+import dslc
+from dslc.program import compile_file
+
+HERE = Path(__file__).parent
+ENDLESS = ["--tokens", "1,2,3", "--max-new-tokens", "100000"]
+SHORT = ["--tokens", "1,2,3", "--max-new-tokens", "2"]
+RANK = r"rank {} \([\w.-]+, process \d+\)"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    compiled(folder, "ep2")
+    return folder
+
+
+def started(arguments):
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=f"{HERE.parent.parent}", TORCH_CPP_LOG_LEVEL="FATAL"),
+    )
+
+
+def torchrun(nproc, *arguments):
+    given = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    return started([*given, str(HERE / "one_differs.py"), *map(str, arguments)])
+
+
+def ended(job, within):
+    """Status, and what it said itself, without torchrun's own report."""
+    begun = time.monotonic()
+    _, err = job.communicate(timeout=120)
+    assert time.monotonic() - begun < within
+    return job.returncode, [line for line in err.splitlines() if line.startswith("error:")], err
+
+
+def workers(job, count):
+    """The process of each rank, once all of them work."""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        found = {}
+        for folder in Path("/proc").iterdir():
+            try:
+                about = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(about[1]) == job.pid and int(about[17]) >= 6:  # parent; threads: it is up
+                    text = (folder / "environ").read_bytes().decode(errors="replace")
+                    found[int(re.search(r"(?:^|\0)RANK=(\d+)", text)[1])] = int(folder.name)
+            except (OSError, ValueError, IndexError, TypeError):
+                continue
+        if len(found) == count:
+            time.sleep(1)
+            return found
+        time.sleep(0.1)
+    raise AssertionError("the ranks did not come up")
+
+
+@pytest.mark.parametrize(
+    ("number", "victim", "message"),
+    [
+        (signal.SIGKILL, 1, r"error: rank 1 \(process \d+\) was ended by SIGKILL"),
+        (signal.SIGSTOP, 0, rf"error: {RANK.format(0)} was stopped, and is ended"),
+    ],
+)
+def test_a_rank_that_dies_or_is_stopped(folder, number, victim, message):
+    job = started(["-m", "dslc", "run", str(folder / "ep2"), "--nproc", "2", *ENDLESS])
+    os.kill(workers(job, 2)[victim], number)
+    status, said, err = ended(job, within=30)
+    assert status == 1
+    assert len(said) == 1 and re.fullmatch(message, said[0]), err
+    assert err.strip() == said[0]
+
+
+def test_ranks_end_with_their_launcher(folder):
+    job = started(["-m", "dslc", "run", str(folder / "ep2"), "--nproc", "2", *ENDLESS])
+    ranks = workers(job, 2)
+    job.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{process}").exists() for process in ranks.values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert "as the process that launched it is gone" in job.communicate()[1]
+
+
+def test_a_rank_that_raises(folder):
+    job = torchrun(2, "raises", "-", "run", folder / "ep2", *ENDLESS)
+    status, said, err = ended(job, within=100)
+    assert status == 1
+    assert len(said) == 1, err
+    assert re.fullmatch(rf"error: {RANK.format(1)}: ValueError: a fuse has blown", said[0])
+
+
+def write(folder, tensors):
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("what", ["directory", "checkpoint"])
+def test_ranks_that_run_something_else(folder, what):
+    other = folder / "other"
+    if what == "directory":
+        from meshes import SIZES, source
+
+        compile_file(str(source(folder)), set={**SIZES, "routed_scale": 2.0}, deploy="ep2").save(
+            other
+        )
+        job = torchrun(2, what, other, "run", folder / "ep2", *SHORT)
+        problem = r"set of dims than rank 0 \([\w.-]+\): routed_scale 2.0 and 2.5"
+    else:
+        for name, seed in (("one", 1), ("two", 2)):
+            model = dslc.load(compiled(folder, None), seed=seed)
+            write(folder / name, model.state_dict())
+        given = ["--checkpoint", folder / "one", *SHORT]
+        job = torchrun(2, what, folder / "two", "run", folder / "ep2", *given)
+        problem = r"checkpoint than rank 0 \([\w.-]+\): \w{12} and \w{12}"
+    status, said, err = ended(job, within=100)
+    assert status == 1 and len(said) == 1, err
+    assert re.fullmatch(rf"error: {RANK.format('.')}: rank 1 \([\w.-]+\) has another {problem}",
+                        said[0])  # fmt: skip
+
+
+def test_a_mesh_that_the_world_does_not_fit(folder):
+    message = "deployment 'ep2' has 2 ranks (ep = 2), and {} there: dslc run --nproc 2, or torchrun"
+    job = started(["-m", "dslc", "run", str(folder / "ep2"), "--nproc", "3", *SHORT])
+    assert ended(job, 100)[:2] == (1, ["error: " + message.format("3 processes are")])
+    job = started(["-m", "dslc", "run", str(folder / "ep2"), *SHORT])
+    assert ended(job, 100)[:2] == (1, ["error: " + message.format("1 process is")])
+    job = torchrun(1, "same", "-", "run", folder / "ep2", *SHORT)
+    status, said, err = ended(job, 100)
+    assert status == 1 and len(said) == 1, err
+    assert said[0].endswith(message.format("1 process is"))
