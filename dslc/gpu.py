@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compiler.errors import UserError
 from dslc.terminal import large, table
@@ -59,31 +59,56 @@ def _here() -> str:
     return name
 
 
-def show_kernels(generated: Generated, compiled: Sequence[Binary]) -> None:
-    """The table of kernels: what each takes, what it moves, and what no kernel computes."""
-    rows = []
+def resources(generated: Generated, compiled: Sequence[Binary]) -> dict[str, Any]:
+    """What each binary takes, what a call of its operator moves, and what no kernel computes."""
     of = {k.name: operator for operator in generated.operators for k in operator.kernels}
+    rows = []
     for binary in compiled:
         operator = of[binary.kernel.name]
         cost = operator.traffic(operator.shown)
-        products = " ".join(f"{name}:{count}" for name, count in sorted(binary.products.items()))
         rows.append(
-            [
-                binary.kernel.name,
-                binary.config.text(),
-                ", ".join(f"{name}={size}" for name, size in operator.shown.items()),
-                products or "-",
-                str(binary.registers),
-                str(binary.spills),
-                f"{binary.shared:,}",
-                large(cost.bytes),
-                f"{cost.bytes / cost.bound:.2f}" if cost.bound else "-",
-                large(cost.flops),
-            ]
+            {
+                "kernel": binary.kernel.name,
+                "tiles": binary.config.text(),
+                "sizes": dict(operator.shown),
+                "products": dict(binary.products),
+                "registers": binary.registers,
+                "spills": binary.spills,
+                "shared": binary.shared,
+                "bytes": cost.bytes,
+                "bound": cost.bound,
+                "flops": cost.flops,
+            }
         )
+    missed = [
+        {"op": f.op, "body": f.body, "place": f.place, "text": f.text} for f in generated.fallbacks
+    ]
+    return {"kernels": rows, "fallbacks": missed}
+
+
+def show_kernels(generated: Generated, compiled: Sequence[Binary]) -> None:
+    """The same as a table, and a line for each node that torch computes."""
+    found = resources(generated, compiled)
+    rows = [
+        [
+            row["kernel"],
+            row["tiles"],
+            ", ".join(f"{name}={size}" for name, size in row["sizes"].items()),
+            " ".join(f"{name}:{n}" for name, n in sorted(row["products"].items())) or "-",
+            str(row["registers"]),
+            str(row["spills"]),
+            f"{row['shared']:,}",
+            large(row["bytes"]),
+            f"{row['bytes'] / row['bound']:.2f}" if row["bound"] else "-",
+            large(row["flops"]),
+        ]
+        for row in found["kernels"]
+    ]
     headings = ["kernel", "tiles", "at", "products"]
     numbers = ["registers", "spills", "shared", "bytes", "of bound", "FLOP"]
     if rows:
         table([*headings, *numbers], rows, left=len(headings))
-    for missed in generated.fallbacks:
-        print(f"fallback: {missed.op} in {missed.body}  {missed.place}  {missed.text}")
+    for missed in found["fallbacks"]:
+        print("fallback: {op} in {body}  {place}  {text}".format(**missed))
+    if rows and not found["fallbacks"]:
+        print("fallback: none")

@@ -88,6 +88,10 @@ def run(options: argparse.Namespace) -> int:
     report = program.report()
     if options.json:
         found = {"directory": str(output), "model": program.name, "parameters": report.parameters}
+        if program.generated is not None:
+            from dslc.gpu import resources
+
+            found |= resources(program.generated, program.binaries())
         print(json.dumps(found))
     else:
         print(f"{output}: {program.name}, {large(report.parameters)} parameters")
