@@ -282,7 +282,8 @@ def _wide_half(p: Product, sums: str, half: int) -> str:
         factor = "(a_scale[:, None] * w_scale[None, :])"
     else:
         down = f" + BLOCK_N // {p.weights.rows} * {across}" if half else ""
-        scale = _number(p.weights, f"tl.load(w_scale_at{down} + {step})")
+        there = ", n0 + BLOCK_N < N, other=0.0" if half else ""  # the right half may not exist
+        scale = _number(p.weights, f"tl.load(w_scale_at{down} + {step}{there})")
         factor = "(a_scale * w_scale)[:, None]"
     return lines(text, f"w_scale = {scale}", f"{sums} += tl.dot(a_tile, w_tile.T) * {factor}")
 
