@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_model import OWN
 from running_kernels import rounding  # noqa: F401  the interpreter's conversions are mended
 
 import dslc
@@ -28,7 +29,7 @@ def both(folder: Path, file: str, dtype: str, **choices):
     return models
 
 
-TOKENS = torch.randint(0, 500, (2, 7), generator=torch.manual_seed(0))
+TOKENS = torch.randint(0, 50, (2, 7), generator=torch.manual_seed(0))
 LENGTHS = torch.tensor([7, 4])
 
 
@@ -43,23 +44,30 @@ def away(found: torch.Tensor, reference: torch.Tensor) -> float:
     return float((found - reference).norm() / reference.norm())
 
 
-# float32 first: there nothing hides, but products are left to torch, as tensor cores would round.
-@pytest.mark.parametrize(
-    ("file", "dtype", "near"),
-    [("dsv3", "float32", 2e-5), ("dsv3", "bfloat16", 3e-2), ("mixtral", "bfloat16", 3e-2)],
-)
-def test_logits_agree(file: str, dtype: str, near: float, tmp_path: Path) -> None:
-    plain, gpu = both(tmp_path, file, dtype, dims="small")
-    assert away(logits(gpu), logits(plain)) <= near
+def test_logits_agree_in_float32(tmp_path: Path) -> None:
+    """Nothing hides there; but products are left to torch, as tensor cores would round."""
+    plain, gpu = both(tmp_path, "dsv3", "float32", dims="small")
+    assert away(logits(gpu), logits(plain)) <= 2e-5
 
 
-def test_quantised_model_is_as_near_as_on_the_cpu(tmp_path: Path) -> None:
-    """Codes near a boundary fall either way, and routing with them, so both are held against the
-    model that is not quantised."""
-    plain, gpu = both(tmp_path, "dsv3", "bfloat16", dims="small", deploy="fp8")
-    compile_file("dsv3", dims="small").save(tmp_path / "exact")
+@pytest.mark.parametrize(("file", "deploy"), [("dsv3", None), ("dsv3", "fp8"), ("mixtral", None)])
+def test_shorter_numbers_are_as_near_as_on_the_cpu(
+    file: str, deploy: str | None, tmp_path: Path
+) -> None:
+    """Where a router's logits, or a code, are near a boundary, they fall either way: so both are
+    held against float32."""
+    plain, gpu = both(tmp_path, file, "bfloat16", dims="small", deploy=deploy)
+    compile_file(file, dims="small").save(tmp_path / "exact")
     exact = logits(dslc.load(tmp_path / "exact", dtype="float32", seed=1, **PLACE))
-    assert away(logits(gpu), exact) <= 1.3 * away(logits(plain), exact)
+    assert away(logits(gpu), exact) <= 1.5 * away(logits(plain), exact)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_a_model_of_ones_own(dtype: str, near: float, tmp_path: Path) -> None:
+    file = tmp_path / "own.arch"
+    file.write_text(OWN)
+    plain, gpu = both(tmp_path, str(file), dtype)
+    assert away(logits(gpu), logits(plain)) <= near
 
 
 def test_generates_from_pages_as_the_cpu_does(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from own_model import OWN
 
 from backends.triton.generate import generate
 from backends.triton.targets import TARGETS
@@ -28,7 +29,7 @@ def test_nothing_is_left_to_torch(file: str, deploy: str | None, target: str) ->
 
 
 def test_what_is_left_is_told_with_its_place() -> None:
-    """An indexer's choice is no interval; its attention is torch's, and so is what makes the mask."""
+    """An indexer's choice is no interval: its attention is torch's, and what makes the mask."""
     found = generated("dsv3_2")
     attentions = [f for f in found.fallbacks if f.op == "attention"]
     assert [(f.place, f.body) for f in attentions] == [
@@ -38,38 +39,10 @@ def test_what_is_left_is_told_with_its_place() -> None:
     assert attentions[0].text.startswith("p[h,t,s] * val[s,h,v]")
 
 
-OWN = """
-const width = 96
-const count = 50
-
-block Wave[d] {
-  param gain[d], shift[d]
-
-  def call(x[t, d]) -> y {
-    let near[t,d] = exp(-x[t,d] * x[t,d] * 0.5)
-    y[t,d] = gain[d] * near[t,d] * tanh(x[t,d]) + shift[d]
-  }
-}
-
-model Own {
-  index w : count, d : width
-  param embed[w, d]
-  use wave = Wave[d]
-
-  def main(token[t] of w) -> logits {
-    x[t,d]      = embed[token[t], d]
-    h[t,d]      = x[t,d] + wave(x[t,d])
-    logits[t,w] = embed[w,d] * h[t,d]
-  }
-  entry main
-}
-"""
-
-
-def test_an_activation_of_ones_own_is_one_kernel(tmp_path: Path) -> None:
+def test_an_activation_and_a_norm_of_ones_own_are_one_kernel_each(tmp_path: Path) -> None:
     (tmp_path / "own.arch").write_text(OWN)
     found = generated(str(tmp_path / "own.arch"))
     assert found.fallbacks == ()
-    (own,) = [o for o in found.operators if "tl.exp" in o.kernels[0].source]
-    assert "tl.sigmoid" in own.kernels[0].source  # of tanh
-    assert found.model.count(f"kernels.{own.name}(") == 1
+    for mark in ("* tl.sigmoid(", "tl.rsqrt(", "tl.min("):
+        (own,) = [o for o in found.operators if mark in o.kernels[0].source]
+        assert found.model.count(f"kernels.{own.name}(") == 1

@@ -64,6 +64,8 @@ class Pointwise:
         rows: an expression for the number of rows, from the leaves; "1" if there is no such dim.
         about: the equation.
         flops: arithmetic operations for each number of the result.
+        whole: a program has all of a row, as it sums along it.
+        lead: how many rows there are for each of the result's first dim.
     """
 
     name: str
@@ -76,6 +78,8 @@ class Pointwise:
     shape: str
     about: str
     flops: int
+    whole: bool = False
+    lead: int = 1
 
     @property
     def inner(self) -> int:
@@ -89,7 +93,10 @@ class Pointwise:
 def generate(spec: Pointwise, target: Target) -> Operator:
     """The operator ``name(*leaves) -> result``; leaves in any layout, the result contiguous."""
     columns = min(TILE, 1 << max(0, spec.inner - 1).bit_length())
-    config = Config({"ROWS": max(1, TILE // columns), "COLUMNS": columns}, num_warps=4)
+    if spec.whole:
+        columns = 1 << max(0, spec.inner - 1).bit_length()
+    warps = min(16, max(4, columns // 512))
+    config = Config({"ROWS": max(1, TILE // columns), "COLUMNS": columns}, num_warps=warps)
     kernel = Kernel(
         name=f"{spec.name}_kernel",
         source=_source(spec),
@@ -156,7 +163,7 @@ def {spec.name}({leaves}):
 
 def _traffic(spec: Pointwise, sizes: Mapping[str, int]) -> Traffic:
     rows = sizes["tokens"] if spec.rows != "1" else 1
-    moved = rows * spec.inner * spec.width
+    moved = rows * spec.lead * spec.inner * spec.width
     for leaf in spec.leaves:
         moved += (rows * leaf.per_row + leaf.once) * leaf.width
-    return Traffic(bytes=moved, bound=moved, flops=rows * spec.inner * spec.flops)
+    return Traffic(bytes=moved, bound=moved, flops=rows * spec.lead * spec.inner * spec.flops)

@@ -19,9 +19,11 @@ from backends.triton.patterns.context import Context, calls, packed
 from compiler.ir import Dim, Node
 
 ROOTS = frozenset({"map", "cast", "stack", "concat"})
+ALONG = frozenset({"reduce", "softmax", "rms_norm"})  # computed along a whole row
 VIEWS = frozenset({"part", "select", "unflatten", "flatten", "rename", "expand"})
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "bool": 1}
 MOST_LEAVES = 12
+MOST_COLUMNS = 16384  # of a row that a program has whole
 INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
     "eq": "==", "ne": "!=", "and": "&", "or": "|",
@@ -63,6 +65,7 @@ class Writer:
     root: Node
     row: Dim | None
     covered: set[str] = field(default_factory=set)
+    along: Dim | None = None  # what a program has all of
     statements: list[str] = field(default_factory=list)
     leaves: dict[str, str] = field(default_factory=dict)  # node: argument
     reads: dict[str, set[tuple[tuple[str, Index], ...]]] = field(default_factory=dict)
@@ -87,6 +90,8 @@ class Writer:
             return self._load(node, at)
         if node.op in ("stack", "concat"):
             return self._joined(node, at)
+        if node.op in ALONG:
+            return self._along(node, at)
         operands = [self.value(self.context.graph[name], at) for name in node.inputs]
         if node.op == "cast":
             return self._cast(node, operands[0])
@@ -106,6 +111,41 @@ class Writer:
         else:
             raise Unfit
         return self._rounded(node, self._named(text))
+
+    def _along(self, node: Node, at: At) -> str:
+        """A sum, a mean, an extreme or a softmax along a row."""
+        assert self.along is not None
+        operand = self.context.operand(node, 0)
+        if node.op == "rms_norm":
+            return self._normed(node, at)
+        name, length = self.along.name, self.context.size(self.along)
+        value = self.value(operand, {**at, name: Index("column", length)})
+        self.flops += 1
+        fn = "softmax" if node.op == "softmax" else str(node.attrs["fn"])
+        fill = {"sum": "0.0", "mean": "0.0", "min": 'float("inf")'}.get(fn, 'float("-inf")')
+        there = self._named(f"tl.where(inside, {value}, {fill})")
+        if fn == "softmax":
+            shifted = self._named(f"tl.exp({there} - tl.max({there}, 1)[:, None])")
+            return self._named(f"{shifted} / tl.sum({shifted}, 1)[:, None]")
+        short = {"mean": "sum"}.get(fn, fn)
+        text = f"tl.{short}({there}, 1)[:, None]"
+        return self._named(f"{text} / {length}" if fn == "mean" else text)
+
+    def _normed(self, node: Node, at: At) -> str:
+        """``x * rsqrt(mean(x^2) + eps)``, times a gain."""
+        assert self.along is not None
+        length, a = self.context.size(self.along), node.attrs
+        x = self.value(self.context.operand(node, 0), at)
+        square = self._named(f"tl.where(inside, {x} * {x}, 0.0)")
+        mean = f"tl.sum({square}, 1)[:, None] / {length}"
+        unit = self._named(f"{x} * tl.rsqrt({mean} + {float(a['eps'])!r})")
+        self.flops += 4
+        if a["gain"] is None:
+            return self._rounded(node, unit)
+        if a["rounds_before_gain"]:
+            raise Unfit
+        gain = self.value(self.context.operand(node, a["gain"]), at)
+        return self._rounded(node, self._named(f"{unit} * {gain}"))
 
     def _followed(self, view: Node) -> bool:
         """Is the view's operand laid out so that it can be read at any index?"""
@@ -240,7 +280,7 @@ def _number(text: str) -> bool:
 
 def pointwise(context: Context, node: Node) -> Group | None:
     """An elementwise node, with all that only it reads."""
-    if node.op not in ROOTS or not node.type.dims or node.name in context.taken:
+    if node.op not in ROOTS | ALONG or not node.type.dims or node.name in context.taken:
         return None
     dims = node.type.dims
     rows = [d for d in dims if d.kind != "plain"]
@@ -248,12 +288,19 @@ def pointwise(context: Context, node: Node) -> Group | None:
         return None
     row = rows[0] if rows else None
     covered = _covered(context, node)
-    writer = Writer(context, node, row, covered)
+    if not covered:
+        return None
     inner = dims[len(rows) :]
+    along = inner[-1] if any(context.graph[n].op in ALONG for n in covered) else None
+    writer = Writer(context, node, row, covered, along)
     variables = _variables(inner)
     at = {d.name: Index(variables[d.name], context.size(d)) for d in inner}
+    if along is not None:
+        at |= _rows_of(context, inner[:-1])
+        at[along.name] = Index("column", context.size(along))
     if row is not None:
-        at[row.name] = Index("row", 1)
+        lead = context.sizes(inner[:-1]) if along is not None else 1
+        at[row.name] = Index(f"row // {lead}" if lead > 1 else "row", 1)
     try:
         result = writer.value(node, at)
     except Unfit:
@@ -272,16 +319,43 @@ def pointwise(context: Context, node: Node) -> Group | None:
     return calls(context, node, covered, arguments, operator, names)
 
 
+def _rows_of(context: Context, dims: tuple[Dim, ...]) -> dict[str, Index]:
+    """Where dims before the last are, by the number of a row that runs over them too."""
+    found, below = {}, 1
+    for dim in reversed(dims):
+        length = context.size(dim)
+        found[dim.name] = Index(f"{_atom(_over('row', below))} % {length}", length)
+        below *= length
+    return found
+
+
+def _over(text: str, number: int) -> str:
+    return f"{text} // {number}" if number > 1 else text
+
+
 def _covered(context: Context, root: Node) -> set[str]:
-    """The root, and the elementwise nodes and views that nothing else reads."""
+    """The root, and the elementwise nodes and views that nothing else reads; and what is computed
+    along the root's last dim."""
     covered = {root.name}
+    last = root.type.dims[-1]
+    if root.op in ALONG and not _is_along(context, root, last):
+        return set()
     for node in reversed(list(context.graph)):
         users = context.users(node.name)
         if not users or node.name in context.taken or not users <= covered:
             continue
-        if node.op in ROOTS or node.op in VIEWS:
+        if node.op in ROOTS or node.op in VIEWS or _is_along(context, node, last):
             covered.add(node.name)
     return covered
+
+
+def _is_along(context: Context, node: Node, last: Dim) -> bool:
+    if node.op not in ALONG or last.kind != "plain" or context.size(last) > MOST_COLUMNS:
+        return False
+    over = node.attrs["over"]
+    return over in (last.name, (last.name,), [last.name]) and last.name in (
+        context.operand(node, 0).type.names
+    )
 
 
 def _variables(dims: tuple[Dim, ...]) -> dict[str, str]:
@@ -306,6 +380,8 @@ def _spec(
 ) -> Pointwise | None:
     inner = [d for d in node.type.dims if d.kind == "plain"]
     sizes = tuple((variables[d.name], context.size(d)) for d in inner)
+    whole = writer.along is not None
+    lead = context.sizes(inner[:-1]) if whole else 1
     if any(length == 0 for _, length in sizes):
         return None
     leaves = []
@@ -313,14 +389,14 @@ def _spec(
     for name, argument in writer.leaves.items():
         leaf = context.graph[name]
         dtype = context.dtype_of(leaf)
-        whole = context.sizes(d for d in leaf.type.dims if d.kind == "plain")
+        stored = context.sizes(d for d in leaf.type.dims if d.kind == "plain")
         read = 0
         for places in writer.reads[name]:
             once = 1
             for dim, index in places:
                 once *= 1 if row is not None and dim == row.name else index.extent
             read += once
-        read = min(read, whole)
+        read = min(read, stored)
         moving = row is not None and row.name in leaf.type.names
         if moving and not rows:
             rows = f"{argument}.shape[0]"
@@ -329,6 +405,9 @@ def _spec(
     if not rows:
         return None  # no operand tells how many rows there are
     shape = ", ".join([*(["rows"] if row is not None else []), *(str(n) for _, n in sizes)])
+    if whole and lead > 1:
+        shape = shape.replace("rows", f"rows // {lead}")
+        rows = f"{rows} * {lead}"
     shape = f"({shape},)" if shape.isalnum() else f"({shape})"
     dtype = context.dtype_of(node)
     ops = dict.fromkeys(
@@ -344,7 +423,7 @@ def _spec(
     width = "_".join(str(n) for _, n in sizes) or "1"
     return Pointwise(
         name=context.name(f"{stem}_{width}", key),
-        dims=sizes,
+        dims=sizes[-1:] if whole else sizes,
         leaves=tuple(leaves),
         statements=(*writer.statements, f"result = {result}"),
         dtype=dtype,
@@ -353,4 +432,6 @@ def _spec(
         shape=shape,
         about=f"{about[:70]}{place}",
         flops=max(1, writer.flops),
+        whole=whole,
+        lead=lead,
     )
