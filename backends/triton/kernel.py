@@ -107,7 +107,8 @@ class Traffic:
 
     Attributes:
         bytes: read from and written to memory with the tiling that is used.
-        bound: what any implementation has to move: each operand once, each result once.
+        bound: what any implementation has to move: each operand once, each result once. Of a
+            product that tensor cores bound: what memory could move while they are at work.
         flops: of tensor cores, or of arithmetic where there is no product.
     """
 

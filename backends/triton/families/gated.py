@@ -12,8 +12,13 @@ from backends.triton.families.formats import (
     quantising_helpers,
     supported,
 )
-from backends.triton.families.quantise import allocate_scales, as_argument, scale_arguments
-from backends.triton.kernel import Config, Kernel, Operator, Traffic, pointer, size
+from backends.triton.families.quantise import (
+    allocate_scales,
+    as_argument,
+    scale_arguments,
+    ways,
+)
+from backends.triton.kernel import Kernel, Operator, Traffic, pointer, size
 from backends.triton.targets import Target
 
 SILU = "gate * tl.sigmoid(gate)"
@@ -123,8 +128,8 @@ def {name}({signature}, TILES: tl.constexpr, ROWS: tl.constexpr):
     A row moves {_row_bytes(spec):,} bytes and takes {5 * width:,} FLOPs: the bound is memory, each
     operand once.
     """
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tile = tl.program_id(1) * TILES + tl.arange(0, TILES)
     lane = tile[:, None] * {columns} + tl.arange(0, {columns})[None, :]
     {rows}
     inside = {inside}
@@ -134,18 +139,13 @@ def {name}({signature}, TILES: tl.constexpr, ROWS: tl.constexpr):
     value = {spec.activation} * up
 {store}
 '''
-    ways = []
-    wide = 1 << (tiles - 1).bit_length()
-    for elements, warps in ((2048, 4), (4096, 8), (1024, 2), (4096, 4)):
-        taken = min(wide, max(1, elements // columns))
-        given = {"TILES": taken, "ROWS": max(1, elements // (taken * columns))}
-        ways.append(Config(given, num_warps=warps))
+    tried = ways(tiles, columns, 2048)
     return Kernel(
         name=name,
         source=source,
         arguments=tuple(arguments),
-        configs=(ways[0],),
-        candidates=tuple(ways),
+        configs=tried[:1],
+        candidates=tried,
         helpers=quantising_helpers(spec.to) if spec.to else (),
     )
 
@@ -173,7 +173,7 @@ def {name}({given}{masked}):
     {allocated}
     if rows:
         config = pick({name}_kernel_configs, rows)
-        grid = (triton.cdiv({tiles}, config["TILES"]), triton.cdiv(rows, config["ROWS"]))
+        grid = (triton.cdiv(rows, config["ROWS"]), triton.cdiv({tiles}, config["TILES"]))
         {name}_kernel[grid]({given}, {passed}{masked}, rows, **config)
     return {returned}
 '''

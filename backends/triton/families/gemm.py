@@ -134,7 +134,7 @@ PROGRAMS programs take tile after tile, GROUP down and then across.
         arguments=p.arguments(),
         configs=configs,
         candidates=candidates,
-        helpers=p.helpers(),
+        helpers=p.helpers(wide=True),
     )
 
 
@@ -267,6 +267,7 @@ tiles = triton.cdiv(rows, config["BLOCK_M"]) * {times(spec)}triton.cdiv({spec.n}
 {kernels[1].name}[(min(config["PROGRAMS"], tiles),)](
     {p.passed()}, **config
 )"""
+        many = lines("triton.set_allocator(scratch)", many) if p.descriptors else many
         body = lines(body, "elif rows:", inside(many, 1))
     return f'''
 def {name}({p.parameters()}):

@@ -57,7 +57,7 @@ class Gemm:
         last = self.row + (self.parts - 1) * self.between + down
         if last > rows or self.column + across > columns:
             raise ValueError(f"a matrix of {rows} x {columns} has no such part")
-        if self.weights and self.block_k < 16:
+        if self.weights and self.block_k < (32 if self.activations else 16):
             tile = f"{self.weights.rows} x {self.weights.columns}"
             raise ValueError(f"what is summed does not start on a tile of {tile}")
 

@@ -211,7 +211,7 @@ A tile of BLOCK_M tokens of one expert by {"HALVES times " if p.halves else ""}B
 take tile after tile.
 {_cost(spec, target, 128)}"""
     parameters = ["BLOCK_M", "BLOCK_N", "GROUP", *(["HALVES"] if p.halves else []), "PROGRAMS"]
-    return _kernel(spec, p, name, parameters, about, body, configs, candidates)
+    return _kernel(spec, p, name, parameters, about, body, configs, candidates, wide=True)
 
 
 def _thin(spec: GroupedGemm, p: Product, name: str, target: Target) -> Kernel:
@@ -238,7 +238,7 @@ BLOCK_N weights by BLOCK_M tokens, {p.block_k} of K at a time. PROGRAMS programs
 tile.
 {_cost(spec, target, 8)}"""
     parameters = ["BLOCK_M", "BLOCK_N", "GROUP", "PROGRAMS"]
-    return _kernel(spec, p, name, parameters, about, body, configs, candidates)
+    return _kernel(spec, p, name, parameters, about, body, configs, candidates, wide=False)
 
 
 def _kernel(
@@ -250,6 +250,7 @@ def _kernel(
     body: str,
     configs: tuple[Config, ...],
     candidates: tuple[Config, ...],
+    wide: bool,
 ) -> Kernel:
     arguments = p.arguments((pointer("offsets" if spec.capacity is None else "counts", "int32"),))
     return Kernel(
@@ -258,7 +259,7 @@ def _kernel(
         arguments=arguments,
         configs=configs,
         candidates=candidates,
-        helpers=p.helpers(),
+        helpers=p.helpers(wide=wide),
     )
 
 
@@ -342,6 +343,7 @@ grid = (min(config["PROGRAMS"], tiles * triton.cdiv({spec.n}, {wide})),)
     else:
         wide = 'config["BLOCK_N"] * config["HALVES"]' if p.halves else 'config["BLOCK_N"]'
         many = launch(kernels[1], wide)
+        many = lines("triton.set_allocator(scratch)", many) if p.descriptors else many
         body = lines(
             f"if 0 < rows <= {THIN * experts}:", inside(few, 1), "elif rows:", inside(many, 1)
         )

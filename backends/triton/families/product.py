@@ -25,6 +25,16 @@ from backends.triton.targets import Target
 DESCRIPTOR_ALIGNMENT = 16  # bytes: of a matrix' start and of its rows, for the copy engine
 
 
+SCRATCH = (
+    "scratch",
+    '''
+def scratch(size, alignment, stream):
+    """Memory for the tensor descriptors that a launch's programs make."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+''',
+)
+
+
 @dataclass(frozen=True)
 class Product:
     """``out[m, n] = sum_k a[m, k] * w[n, k]``, ``w`` a part of a stored matrix.
@@ -122,10 +132,11 @@ class Product:
         a = "a, a_scales" if self.activations else "a"
         return f"{a}, w, w_scales" if self.weights else f"{a}, w"
 
-    def helpers(self) -> tuple[tuple[str, str], ...]:
+    def helpers(self, wide: bool = False) -> tuple[tuple[str, str], ...]:
         formats = (self.weights, self.activations)
         powers = any(f is not None and f.scale == POWERS for f in formats)
-        return (power_of_two_helper(),) if powers else ()
+        found = (SCRATCH,) if wide and self.descriptors else ()
+        return (*found, power_of_two_helper()) if powers else found
 
     def constants(self) -> str:
         return f"""\
@@ -271,7 +282,8 @@ def _wide_half(p: Product, sums: str, half: int) -> str:
         factor = "(a_scale[:, None] * w_scale[None, :])"
     else:
         down = f" + BLOCK_N // {p.weights.rows} * {across}" if half else ""
-        scale = _number(p.weights, f"tl.load(w_scale_at{down} + {step})")
+        there = ", n0 + BLOCK_N < N, other=0.0" if half else ""  # the right half may not exist
+        scale = _number(p.weights, f"tl.load(w_scale_at{down} + {step}{there})")
         factor = "(a_scale * w_scale)[:, None]"
     return lines(text, f"w_scale = {scale}", f"{sums} += tl.dot(a_tile, w_tile.T) * {factor}")
 

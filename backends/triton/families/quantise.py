@@ -77,7 +77,6 @@ tile = tl.arange(0, BLOCK)
 def _kernel(spec: Quantise, name: str) -> Kernel:
     to, width = spec.to, spec.width
     tiles = to.scales(1, width)[1]
-    wide = 1 << (tiles - 1).bit_length()
     moved = width * BYTES[spec.dtype] + to.stored_bytes(1, width)
     inside = f" & (lane < {width})" if width % to.columns else ""
     scale = quantising_helpers(to)[-1][0]
@@ -93,8 +92,8 @@ def {name}(
     A program has ROWS rows of TILES tiles, once through registers. A row moves {moved:,} bytes and
     takes {3 * width:,} FLOPs: the bound is memory, each operand once.
     """
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tile = tl.program_id(1) * TILES + tl.arange(0, TILES)
     lane = tile[:, None] * {to.columns} + tl.arange(0, {to.columns})[None, :]
     there = (row < rows)[:, None] & (tile < {tiles})[None, :]
     inside = there[:, :, None]{inside.replace("lane", "lane[None, :, :]")}
@@ -105,7 +104,7 @@ def {name}(
     tl.store(codes + at, code.to({LANGUAGE[to.element]}), inside)
     tl.store(scales + row[:, None] * scales_row + tile[None, :] * scales_tile, stored, there)
 '''
-    ways = _ways(wide, to.columns)
+    tried = ways(tiles, to.columns, 4096)
     return Kernel(
         name=name,
         source=source,
@@ -115,20 +114,28 @@ def {name}(
             *scale_arguments(to),
             size("rows"),
         ),
-        configs=(ways[0],),
-        candidates=ways,
+        configs=tried[:1],
+        candidates=tried,
         helpers=quantising_helpers(to),
     )
 
 
-def _ways(tiles: int, columns: int) -> tuple[Config, ...]:
-    """Programs of 4,096 elements first: 16 bytes a load and enough of them in flight."""
-    ways = []
-    for elements, warps in ((4096, 4), (2048, 4), (8192, 8), (1024, 2)):
-        taken = min(tiles, max(1, elements // columns))
-        rows = max(1, elements // (taken * columns))
-        ways.append(Config({"TILES": taken, "ROWS": rows}, num_warps=warps))
-    return tuple(ways)
+def ways(tiles: int, columns: int, first: int) -> tuple[Config, ...]:
+    """Tiles and rows of a program, that of ``first`` elements in front.
+
+    16 bytes a load, enough loads in flight, and 8 rows where there are enough elements: then scales
+    fill the 32 bytes that memory is written in.
+    """
+    found = []
+    for elements in sorted((1024, 2048, 4096, 8192), key=lambda n: n != first):
+        for wanted in (8, 1):
+            rows = max(1, min(wanted, elements // columns))
+            taken = max(1, min(1 << (tiles - 1).bit_length(), elements // (rows * columns)))
+            rows = max(1, elements // (taken * columns))
+            config = Config({"TILES": taken, "ROWS": rows}, num_warps=max(1, elements // 1024))
+            if config not in found:
+                found.append(config)
+    return tuple(found)
 
 
 def _launcher(spec: Quantise, name: str) -> str:
@@ -142,7 +149,7 @@ def {name}(x):
     {allocate_scales(to, "rows", tiles)}
     if rows:
         config = pick({name}_kernel_configs, rows)
-        grid = (triton.cdiv({tiles}, config["TILES"]), triton.cdiv(rows, config["ROWS"]))
+        grid = (triton.cdiv(rows, config["ROWS"]), triton.cdiv({tiles}, config["TILES"]))
         {name}_kernel[grid](x, codes, {as_argument(to)}, rows, **config)
     return codes, scales
 '''
