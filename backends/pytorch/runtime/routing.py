@@ -192,6 +192,7 @@ def routed(
     axes: tuple[str, ...],
     sent: tuple[str, ...],
     each: bool,
+    per_node: int,
 ) -> Routing:
     """See ``Mesh.route``."""
     path = str(blocks.path)
@@ -207,9 +208,16 @@ def routed(
     first = mesh.index(*axes) * count
     own = range(first, first + count)
     hops: list[Hop] = []
+    groups: list[Group] = []
     if sent:
-        group = mesh.group(*sent)
+        groups = [*mesh.across(sent, per_node)] if per_node else [mesh.group(*sent)]
+    for number, group in enumerate(groups):
         to = _ranks(mesh, places.div(count, rounding_mode="floor"), axes, sent)
+        if per_node and number == 0:
+            to = to.div(per_node, rounding_mode="floor")  # whose node, and then who in it
+        elif per_node:
+            here = to.div(per_node, rounding_mode="floor") == groups[0].index
+            to = torch.where(here, to % per_node, per_node)
         goes = torch.zeros(len(to), group.size + 1, dtype=torch.bool, device=pick.device)
         goes.scatter_(1, to, True)
         hop = Hop(group, goes[:, :-1])
