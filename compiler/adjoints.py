@@ -372,9 +372,9 @@ NONE: Mapping[str, str] = {
     "iota": "a whole number",
     "argtop": "a choice has no gradient; the values chosen have",
     "in_top": "a choice has no gradient; the values chosen have",
-    "quantize": "codes have none; training differentiates before `fp8`",
-    "dequantize": "codes have none; training differentiates before `fp8`",
-    "scaled_contract": "is not trained through yet",
+    "quantize": "codes have none: what is trained are master weights",
+    "dequantize": "codes have none: what is trained are master weights",
+    "scaled_contract": "codes have none: what is trained are master weights",
     "cache": "training takes whole sequences: it is as_history, which has one",
     "pack": "its values' gradients are results",
     "item": "hands its gradient to the loop that gives it",
@@ -384,6 +384,10 @@ NONE: Mapping[str, str] = {
     "spread_shift": "occurs in backward graphs only: there are no second derivatives",
     "scatter": "occurs in backward graphs only: there are no second derivatives",
 }
+
+
+# Where gradients end, as they should.
+ENDS = frozenset("input param state position constant iota argtop in_top".split())
 
 
 def runs_body(node: Node) -> bool:
@@ -398,4 +402,4 @@ def flows(node: Node, position: int) -> bool:
         return fn not in STEPS and not (fn == "where" and position == 0)
     if node.op in ("apply", "gather"):
         return position != (0 if node.op == "apply" else 1)
-    return node.op in ADJOINTS or node.op in ("cache", "pack", "item") or runs_body(node)
+    return node.op not in ENDS  # an op that has no adjoint and is no end is refused where it occurs

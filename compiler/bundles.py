@@ -155,7 +155,10 @@ def _moved(node: Node, operands: list[Node], old: str, new: str) -> Type:
     (source,) = operands
     before = [d for d in source.type.dims if d.kind == old]
     after = [d for d in node.type.dims if d.kind == new]
-    need(len(before) == 1 and len(after) == 1, f"{source.type} has one dim of {old}, gives {new}")
+    need(
+        len(before) == 1 and len(after) == 1,
+        f"{source.type} must have one dim of kind {old}, and {node.type} one of {new}",
+    )
     return Type(source.type.dtype, (*without(source.type, before[0].name), *after), source.type.of)
 
 

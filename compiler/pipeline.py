@@ -21,9 +21,9 @@ from dsl.program import CheckedProgram, open_program
 # In order. Names are those of interface.md; a pass is a module with ``run(program) -> program``.
 PASSES = ("select-fp8", "sink", "order", "hoist", "recognise", "shard", "fp8", "lifetimes")
 STAGES = ("elaborate", *PASSES)
-# Run only when asked for by name, each on what the pass it is given with left: training's graph is
-# none of inference's business.
-ON_REQUEST = {"differentiate": "recognise"}
+# Run only when asked for by name, on ``Compiled.trained``: inference has no use for it.
+ON_REQUEST = ("differentiate",)
+FORMATS = frozenset({"select-fp8", "fp8"})  # passes that put codes in the place of numbers
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,19 @@ class Compiled:
         """The program after the last pass."""
         return self.stages[STAGES[-1]]
 
+    @property
+    def trained(self) -> Program:
+        """What ``differentiate`` takes: the program as ``recognise`` leaves it, without number
+        formats. Codes have no gradients; what is trained are the numbers they are made of."""
+        if self.program.deployment is None or not self.program.deployment.precision:
+            return self.stages["recognise"]
+        program = self.stages["elaborate"]
+        for name in PASSES[: PASSES.index("recognise") + 1]:
+            if name not in FORMATS:
+                program = import_module(_module(name)).run(program)
+        verify(program, "recognise")
+        return program
+
     def after(self, name: str) -> Program:
         """The program as pass ``name`` left it; a pass that is not in the pipeline runs now.
 
@@ -46,9 +59,7 @@ class Compiled:
             UserError: the pass does not support what the program does.
         """
         if name in ON_REQUEST:
-            program: Program = import_module(f"compiler.passes.{name}").run(
-                self.stages[ON_REQUEST[name]]
-            )
+            program: Program = import_module(_module(name)).run(self.trained)
             verify(program, name)
             return program
         return self.stages[name]

@@ -17,7 +17,7 @@ costs(program, sequence=4096).total                        # of one sequence thr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compiler import signatures, spec
 from compiler.cost import WIDTH, flops_of, is_square, lengths, volume
@@ -26,18 +26,24 @@ from compiler.passes import masks, recompute
 from compiler.passes.activity import bodies_run
 from compiler.passes.differentiate import Derived, differentiate
 from compiler.passes.partition import Parts
+from compiler.passes.recompute import Recompute
+from dsl.diagnostics import Span
+
+Product = tuple[str, Span | None]  # a block, and its expression in the source
 
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs: ``forward``, ``input`` and ``weight`` backward, and what backward computes ``again``;
-    ``saved`` are the bytes that forward keeps for backward, at two for the activation dtype."""
+    """FLOPs: ``forward``, ``input`` and ``weight`` backward, and what backward computes ``again``.
+    Bytes, at two for the activation dtype: ``saved`` by forward for backward, ``kept`` by the input
+    part for the weight part."""
 
     forward: float = 0.0
     input: float = 0.0
     weight: float = 0.0
     again: float = 0.0
     saved: float = 0.0
+    kept: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(*(a + b for a, b in zip(self.all, other.all, strict=True)))
@@ -47,7 +53,7 @@ class Work:
 
     @property
     def all(self) -> tuple[float, ...]:
-        return self.forward, self.input, self.weight, self.again, self.saved
+        return self.forward, self.input, self.weight, self.again, self.saved, self.kept
 
     @property
     def training(self) -> float:
@@ -64,7 +70,10 @@ class Cost:
         kind: the composite that it defines (attention, rms_norm, experts), or "".
         child: what the caller calls the module, "" for its own.
         times: how often the caller runs it; the rows of a routed block are those of all blocks.
+        saves: False where the caller runs it once more instead of keeping what it saved.
         own: without the bodies it runs.
+        coded: the FLOPs of ``own`` that run on quantised numbers: the products that ``coded``
+            names, and their backward products.
         inside: those.
     """
 
@@ -73,13 +82,19 @@ class Cost:
     kind: str
     child: str
     times: int
+    saves: bool
     own: Work
+    coded: Work
     inside: tuple[Cost, ...]
 
     @property
     def total(self) -> Work:
         """With the bodies it runs, each as often as it does; of one run."""
-        return sum((c.total * c.times for c in self.inside), self.own)
+        found = self.own
+        for cost in self.inside:
+            work = cost.total * cost.times
+            found += work if cost.saves else replace(work, saved=0.0)
+        return found
 
     def walk(self, times: int = 1) -> Iterator[tuple[Cost, int]]:
         """This and every cost inside, with how often each runs altogether."""
@@ -88,95 +103,154 @@ class Cost:
             yield from cost.walk(times * self.times)
 
 
-def costs(program: Program, sequence: int, entry: str = "main") -> Cost:
+def coded(program: Program) -> frozenset[Product]:
+    """The products that run on quantised numbers.
+
+    Args:
+        program: as ``select-fp8`` left it.
+    """
+    return frozenset(
+        (program.modules[scope.module].block, node.span)
+        for scope, graph in spec.scopes(program)
+        for node in graph
+        if node.op == "scaled_contract"
+    )
+
+
+def costs(
+    program: Program,
+    sequence: int,
+    entry: str = "main",
+    again: Recompute | None = None,
+    coded: frozenset[Product] = frozenset(),
+) -> Cost:
     """What one sequence through an entry costs, with its deployment's recomputation.
 
     Args:
-        program: as ``recognise`` left it.
+        program: ``Compiled.trained``, as ``recognise`` leaves it without number formats.
         sequence: tokens of the sequence.
+        again: what is computed again, if it is not what the deployment says.
+        coded: products on quantised numbers (``coded``); their backward products are too.
 
     Raises:
         UserError: an op has no adjoint.
     """
-    again = recompute.of(program, program.deployment)
+    again = again or recompute.of(program, program.deployment)
     derived = differentiate(program, [entry], again)
     at = {**lengths(program.sizes, sequence), "wanted": sequence}
-    return _Counting(derived).cost(program.entries[entry].body, at)
+    return _Counting(derived, coded).cost(program.entries[entry].body, at, Run())
 
 
 class _Counting:
-    def __init__(self, derived: Derived):
+    def __init__(self, derived: Derived, coded: frozenset[Product]):
+        self.coded = coded
         self.derived, self.program = derived, derived.source
         self.blocks = {
             graph.name: self.program.modules[scope.module].block
             for scope, graph in spec.scopes(self.program)
         }
 
-    def cost(
-        self,
-        body: str,
-        at: Mapping[str, int],
-        kind: str = "",
-        child: str = "",
-        times: int = 1,
-        seen: Mapping[str, float] | None = None,
-    ) -> Cost:
-        """One run of a body at these lengths.
-
-        Args:
-            seen: the share of pairs that its contractions need, of a composite: its masks are
-                the caller's values.
-        """
-        parts = self.derived.parts.get(body)
+    def cost(self, body: str, at: Mapping[str, int], run: Run) -> Cost:
+        """One run of a body at these lengths."""
+        parts = self.derived.parts.get(body) if run.trained else None
         original = self.program.bodies[body]
-        seen = masks.shares(original, at) if seen is None else seen
-        own = Work(forward=_flops(parts.forward if parts else original, at, seen))
-        if parts:
-            own += self._backward(parts, at, seen)
-        inside = [c for node in original for c in self._inside(node, original, at)]
-        return Cost(body, self.blocks[body], kind, child, times, own, tuple(inside))
+        seen = masks.shares(original, at) if run.seen is None else run.seen
+        inside = {n.name: tuple(self._inside(n, original, parts, at)) for n in original}
+        block = self.blocks[body]
 
-    def _inside(self, node: Node, graph: Graph, at: Mapping[str, int]) -> Iterator[Cost]:
+        def work(counts: Callable[[Node], bool]) -> Work:
+            if parts is None:
+                return Work(forward=_flops(original, at, seen, counts))
+            return self._flops(parts, at, seen, counts)
+
+        own = work(lambda node: True)
+        if parts is not None:
+            own += self._again(parts, inside, at)
+        coded = work(lambda node: (block, node.span) in self.coded)
+        ran = tuple(cost for some in inside.values() for cost in some)
+        return Cost(body, block, run.kind, run.child, run.times, run.saves, own, coded, ran)
+
+    def _inside(
+        self, node: Node, graph: Graph, parts: Parts | None, at: Mapping[str, int]
+    ) -> Iterator[Cost]:
         """The bodies that a node of a forward body runs."""
         is_composite = spec.op(node).rule is signatures.composite
         for body, _ in bodies_run(node):
-            (run, *_) = (r for r in spec.runs(node, graph) if r.body == body)
-            times = run.times.at(at)
-            inner = {**at, **{k: v.at(at) for k, v in run.lengths.items()}}
+            (ran, *_) = (r for r in spec.runs(node, graph) if r.body == body)
+            inner = {**at, **{k: v.at(at) for k, v in ran.lengths.items()}}
+            run = Run(
+                times=ran.times.at(at),
+                child=ran.child,
+                kind=node.op if is_composite else "",
+                trained=parts is not None and node.name in parts.runs,
+                saves=parts is not None and parts.runs.get(node.name, ("", ""))[1] in parts.holds,
+            )
             if is_composite:
-                seen = _seen_inside(graph, node, self.program.bodies[body], at)
-                yield self.cost(body, inner, node.op, "", times, seen)
-            else:
-                yield self.cost(body, inner, "", run.child, times)
+                run = replace(run, seen=_seen_inside(graph, node, self.program.bodies[body], at))
+            yield self.cost(body, inner, run)
 
-    def _backward(self, parts: Parts, at: Mapping[str, int], seen: Mapping[str, float]) -> Work:
-        again = 0.0
-        flops = {"input": 0.0, "weight": 0.0}
-        for name, graph in (("input", parts.input), ("weight", parts.weight)):
+    def _flops(
+        self,
+        parts: Parts,
+        at: Mapping[str, int],
+        seen: Mapping[str, float],
+        counts: Callable[[Node], bool],
+    ) -> Work:
+        """FLOPs of a body's own products, of those that count."""
+
+        def flops(graph: Graph | None, again: bool) -> float:
             if graph is None:
-                continue
-            flops[name] = _flops(graph, at, seen, lambda n: n not in parts.again)
-            again += _flops(graph, at, seen, lambda n: n in parts.again)
-            for node in graph:
-                if node.name in parts.again and node.op == "call":
-                    body = str(node.attrs["body"]).removesuffix(".forward")
-                    again += self.cost(body, at).total.forward
-        saved = sum(_bytes(node.type, at) for node in parts.saved if node.type.dtype != "bundle")
-        return Work(0.0, flops["input"], flops["weight"], again, saved)
+                return 0.0
+            return _flops(graph, at, seen, lambda n: (n.name in parts.again) is again and counts(n))
+
+        return Work(
+            forward=_flops(parts.forward, at, seen, counts),
+            input=flops(parts.input, False),
+            weight=flops(parts.weight, False),
+            again=flops(parts.input, True) + flops(parts.weight, True),
+        )
+
+    def _again(
+        self, parts: Parts, inside: Mapping[str, tuple[Cost, ...]], at: Mapping[str, int]
+    ) -> Work:
+        """Bodies that backward parts run forward once more; what is saved and kept."""
+        bodies = dict(inside)
+        for name, (ran, _) in parts.runs.items():
+            bodies[ran] = bodies.pop(name)
+        graphs = [g for g in (parts.input, parts.weight) if g is not None]
+        repeated = [c for g in graphs for n in g for c in bodies.get(n.name, ())]
+        return Work(
+            again=sum(c.total.forward * c.times for c in repeated),
+            saved=sum(_bytes(n.type, at) for n in parts.saved if n.type.dtype != "bundle"),
+            kept=sum(_bytes(n.type, at) for n in parts.kept if n.type.dtype != "bundle"),
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a node runs a body: see ``Cost``. ``trained``: with its backward parts; ``seen``: the
+    share of pairs that its contractions need, of a composite: its masks are the caller's values."""
+
+    times: int = 1
+    child: str = ""
+    kind: str = ""
+    trained: bool = True
+    saves: bool = True
+    seen: Mapping[str, float] | None = None
 
 
 def _flops(
     graph: Graph,
     at: Mapping[str, int],
     seen: Mapping[str, float],
-    counts: Callable[[str], bool] = lambda name: True,
+    counts: Callable[[Node], bool],
 ) -> float:
     """FLOPs of a body's own contractions, of those that count."""
     shares = _shares(graph, seen)
     return sum(
         flops_of(graph, node, at) * shares.get(node.name, 1.0)
         for node in graph
-        if node.op == "contract" and node.attrs["over"] and counts(node.name)
+        if node.op == "contract" and node.attrs["over"] and counts(node)
     )
 
 

@@ -13,6 +13,7 @@ from math import prod
 
 from dsl.clusters import Cluster
 from dsl.diagnostics import Diagnostic, Span
+from dsl.extents import Extent
 from dsl.formats import NumberFormat, Tile
 
 
@@ -105,6 +106,8 @@ class ShardRule:
         replicas: ``-> replicas``: each parameter's share is split over all axes it is whole on.
         redundant: further copies of an array's blocks, chosen by a load balancer.
         splits: what the rule divides at the present sizes.
+        reaches: the indices it divides where parameters have them, as (block, index, extent): one
+            that a block passes on is another block's own.
     """
 
     target: Target
@@ -113,6 +116,7 @@ class ShardRule:
     redundant: int
     span: Span
     splits: tuple[Split, ...] = ()
+    reaches: tuple[tuple[str, str, Extent], ...] = ()
 
 
 @dataclass(frozen=True)

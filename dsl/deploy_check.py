@@ -326,7 +326,14 @@ class _Maker:
             follow.visit(root)
         except DiagnosticError:
             return shard  # reported with the model
-        return tuple(replace(r, splits=tuple(follow.splits.get(r.span, ()))) for r in shard)
+        return tuple(
+            replace(
+                r,
+                splits=tuple(follow.splits.get(r.span, ())),
+                reaches=tuple(follow.reached.get(r.span, ())),
+            )
+            for r in shard
+        )
 
     def _check_mesh(self, deployment: Deployment) -> None:
         clause, mesh, cluster = self.clauses.mesh, deployment.mesh, deployment.cluster

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from dsl import typed
 from dsl.deploy import Mesh, ShardRule, Split
 from dsl.diagnostics import Diagnostics, Span
+from dsl.extents import Extent
 from dsl.instances import Instance, Instances
 from dsl.scope import atoms
 
@@ -63,6 +64,7 @@ class Sizes:
         }
         self.tokens = [r for r in self.rules if r.target.kind in ("batch", "time")]
         self.splits: dict[Span, dict[Split, None]] = {}
+        self.reached: dict[Span, dict[tuple[str, str, Extent], None]] = {}
         self._seen: set[object] = set()
         self._told: set[object] = set()  # pairs of rules that have been seen to disagree
 
@@ -85,6 +87,10 @@ class Sizes:
         at = _Place(self, instance, bound)
         for stored in block.stored:
             self._once(self._on(stored.axes, at, arrays), stored.name, block.name, stored.span)
+            for index in (i for axis in stored.axes for i in atoms(axis)):
+                for rule in at.rules(index):
+                    there = (block.name, index.name, instance.extent(index.size))
+                    self.reached.setdefault(rule.span, {})[there] = None
         # Tokens that were sent to a placed array of blocks are no longer spread over its axes.
         spread = {name for on in arrays for name in on.axes}
         tokens = tuple(

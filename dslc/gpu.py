@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from compiler.errors import UserError
-from dsl.diagnostics import near
 from dslc.terminal import large, table
 
 if TYPE_CHECKING:
@@ -31,9 +30,10 @@ def resolve(name: str) -> Target | None:
     if name == THIS:
         name = _here()
     if name not in TARGETS:
-        hint = near(name, [CPU, THIS, *TARGETS])
-        targets = f"there is {CPU}, {THIS} (the GPU of this machine), {', '.join(TARGETS)}"
-        raise UserError(f"there is no target '{name}'; {hint or targets}")
+        sold = ", ".join(f"{target.name} ({target.sold})" for target in TARGETS.values())
+        raise UserError(
+            f"there is no target '{name}'; there is {CPU}, {THIS} (the GPU of this machine), {sold}"
+        )
     return TARGETS[name]
 
 

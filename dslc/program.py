@@ -171,7 +171,7 @@ class Program:
             from backends.mlir.artifact import build
 
             self._for_mlir()
-            elaborated = self.compiled.after(STAGES[0])
+            elaborated = self.compiled.after(SOURCE)
             files |= build(self.compiled.program, elaborated, optimize or "float32", progress)
         else:
             files["model.py"] = self.code().encode()
@@ -216,9 +216,13 @@ class Program:
         from backends.mlir.emit import emit
 
         self._for_mlir()
-        return emit(self.compiled.program, self.compiled.after(STAGES[0]), dialect, dtype)
+        return emit(self.compiled.program, self.compiled.after(SOURCE), dialect, dtype)
 
     def _for_mlir(self) -> None:
+        if self.target != "cpu":
+            raise UserError(
+                f"the MLIR backend compiles for the CPU, not for --target {self.target}"
+            )
         if self.deployed is not None:
             raise UserError(
                 f"the MLIR backend compiles for no deployment yet ('{self.deployed.name}'); "
@@ -227,6 +231,12 @@ class Program:
 
     def _ahead(self, dtype: str, progress: Callable[[str], None]) -> dict[str, bytes]:
         """The files of a compiled decode step."""
+        if any(p.coding for m in self.after().modules.values() for p in m.parameters):
+            name = self.deployed.name if self.deployed else ""
+            raise UserError(
+                f"decoding is not compiled ahead for quantised products yet: leave out --optimize "
+                f"or --deploy {name}"
+            )
         from backends.pytorch.ahead.build import build, stored_blocks  # torch, and Inductor
 
         blocked = {}

@@ -163,10 +163,7 @@ class Frame:
         return "i64" if node.type.dtype == "i64" else "i1"
 
     def stored(self, dtype: str) -> Element:
-        elements: dict[str, Element] = {
-            "act": self.step.act, "f32": "f32", "i64": "i64", "bool": "i1"
-        }  # fmt: skip
-        return elements[dtype]
+        return {"act": self.step.act, "f32": "f32", "i64": "i64", "bool": "i1"}[dtype]
 
     def unsupported(self, node: Node, why: str) -> Unsupported:
         place = f"{node.span}: " if node.span else ""
@@ -193,26 +190,36 @@ def branch(frame: Frame, node: Node, args: list[Value]) -> Value:
         return frame.run(a[side], args)
     test = {"<=": "ule", "<": "ult", ">": "ugt", ">=": "uge"}[relation]
     holds = code.define(f"arith.cmpi {test}, {step.time}, {code.index(number)} : index")
-    name, sides, result = code.fresh(), [], None
+    name = code.fresh()
     order = [frame.axis(d) for d in node.type.dims]
     element = frame.element(node) if not node.rounds else frame.stored(node.type.dtype)
+    before = dict(step.kept)
+    sides = []
     for side in ("then", "otherwise"):
+        step.kept.update(before)
         lines, code.lines = code.lines, []
         with code.nested():
-            result = frame.settled(frame.run(a[side], args))
-            if BATCH in result.names:
+            found = frame.settled(frame.run(a[side], args))
+            if BATCH in found.names:
                 raise frame.unsupported(node, "its sides run over a history")
-            result = frame.ops.cast(frame.ops.full(result, order), element)
-            code.add(f"scf.yield {result.name} : {result.type}")
-        sides.append(code.lines)
+            found = frame.ops.cast(frame.ops.full(found, order), element)
+        sides.append((code.lines, found, dict(step.kept)))
         code.lines = lines
-    assert result is not None
-    code.add(f"{name} = scf.if {holds} -> ({result.type}) {{")
-    code.lines += sides[0]
-    code.add("} else {")
-    code.lines += sides[1]
+    # What a side caches leaves the branch as well.
+    keys = [k for k, v in before.items() if any(kept[k] != v for _, _, kept in sides)]
+    types = ", ".join(v.type for v in (sides[0][1], *(before[k] for k in keys)))
+    code.add(f"{name}:{1 + len(keys)} = scf.if {holds} -> ({types}) {{")
+    for number, (lines, found, kept) in enumerate(sides):
+        if number:
+            code.add("} else {")
+        code.lines += lines
+        with code.nested():
+            values = ", ".join(v.name for v in (found, *(kept[k] for k in keys)))
+            code.add(f"scf.yield {values} : {types}")
     code.add("}")
-    return step.tied(Value(name, tuple(order), element))
+    for number, key in enumerate(keys, start=1):
+        step.kept[key] = step.tied(replace(before[key], name=f"{name}#{number}"))
+    return step.tied(Value(f"{name}#0", tuple(order), element))
 
 
 @lowers("chain")

@@ -18,6 +18,7 @@ from backends.mlir.linalg import Linalg
 from backends.mlir.lower import LOWERINGS, Frame, lacking
 from backends.mlir.step import Key, Step, Weights
 from backends.mlir.values import BATCH, Axis, Code, Element, Size, Unsupported, Value, tensor_type
+from compiler import spec
 from compiler.ir import Graph, Program
 from compiler.tensors import CachePattern, Pattern, Place, patterns
 
@@ -77,9 +78,7 @@ def _symbol(name: str) -> str:
 
 def _reached(program: Program) -> dict[str, Graph]:
     """The bodies that the entry runs; of a composite, what it stands for."""
-    from compiler import spec
-
-    todo, found = [program.entries[ENTRY].body], {}
+    todo, found = [program.entries[ENTRY].body], dict[str, Graph]()
     while todo:
         name = todo.pop()
         if name not in found:

@@ -76,7 +76,8 @@ class Session:
             logits, *after = self._module["prefill"](tokens, past, count, rows, most, *cache.arrays)
         cache.arrays = after
         cache.lengths = [n + c for n, c in zip(cache.lengths, counts, strict=True)]
-        found = np.asarray(logits.to_host())
+        # A copy: what IREE gives is its own memory, which a later step uses again.
+        found = np.array(logits.to_host())
         return found.reshape(batch, -1, found.shape[-1])
 
 

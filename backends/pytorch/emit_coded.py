@@ -55,12 +55,18 @@ class Codings:
 
 
 def quantize(body: Body, node: Node) -> Value:
+    """Codes where rows of them can stand as the type says; else at once what they stand for."""
     coding = node.attrs["coding"]
     value = body.tensor(body.operand(node, 0))
-    rows = [a for a in value.axes if a not in coding.over]
-    value = permuted(value, [*rows, *coding.over])
-    more = [f"columns={len(coding.over)}"] if len(coding.over) > 1 else []
+    over = coding.over
+    across = body.pads(over)  # along positions: each sequence by itself
+    if across:
+        value = body.within(body.padded(value), over)
+    value = permuted(value, [*(a for a in value.axes if a not in over), *over])
+    more = [f"columns={len(over)}"] if len(over) > 1 else []
     text = call("quantize", str(value), body.owner.emitter.codings.name(coding), *more)
+    if across or node.type.names[-len(over) :] != over:
+        text = call("wide", str(text))
     return Value(text, value.axes, "coded")
 
 

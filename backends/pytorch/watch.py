@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from backends.pytorch.places import quoted, source_path
+from backends.pytorch.runtime.fp8 import Coded
 
 if TYPE_CHECKING:
     from backends.pytorch.model import Model
@@ -91,6 +92,7 @@ class _Watcher:
     def add(self, frame: FrameType, line: int, name: str | None, value: object) -> None:
         """``name`` is the variable that has the value; None if it is what the method returns."""
         equation = self.equations.get(line)
+        value = value.wide() if isinstance(value, Coded) else value
         if equation is None or not isinstance(value, Tensor):
             return
         if name is not None and name.rstrip("_") != equation.name:

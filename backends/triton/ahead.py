@@ -38,6 +38,7 @@ class Binary:
         spills: instructions that write registers to local memory or read them back.
         shared: bytes of shared memory of a program.
         products: how often each instruction that multiplies matrices occurs: HGMMA, QGMMA, ...
+        seconds: of a core, to compile it.
         cached: it was found, not compiled.
     """
 

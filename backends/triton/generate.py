@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backends.pytorch.emit import emit
+from backends.triton import tuning
 from backends.triton.ahead import Binary, compile_ahead, triton_version
 from backends.triton.kernel import Operator
 from backends.triton.select import Fallback, Selection
-from backends.triton.targets import Target
+from backends.triton.targets import TARGETS, Target
 from backends.triton.write import kernels_text
+from compiler.errors import UserError
 from compiler.ir import Program
 
 INDEX = "kernels/index.json"
@@ -41,10 +43,16 @@ def generate(program: Program, target: Target, dtype: str) -> Generated:
 
     Args:
         dtype: of activations: bfloat16, float16 or float32.
+
+    Raises:
+        UserError: the deployment asks for products that the GPU does not have; the message names
+            the place in the source.
     """
+    _refuse_formats(program, target)
     selection = Selection(target, dtype)
     model = emit(program, selection)
-    operators = tuple(selection.operators.values())
+    table = tuning.find(target)
+    operators = tuple(table.apply(op) if table else op for op in selection.operators.values())
     about = f"The kernels of {program.name} for {target.name}, activations {dtype}."
     return Generated(
         target,
@@ -56,6 +64,24 @@ def generate(program: Program, target: Target, dtype: str) -> Generated:
     )
 
 
+def _refuse_formats(program: Program, target: Target) -> None:
+    """Products of 8-bit codes need a GPU that has them."""
+    if target.fp8:
+        return
+    for graph in program.bodies.values():
+        for node in graph:
+            operands = [graph[name].type.dtype for name in node.inputs]
+            if node.op == "scaled_contract" and operands == ["coded", "coded"]:
+                rules = program.deployment.precision if program.deployment else ()
+                place = rules[0].span if rules else node.span
+                element = graph[node.inputs[0]].type.coding
+                raise UserError(
+                    f"{target.name} does not multiply {element}, which "
+                    f"{place or 'the deployment'} asks for; leave out --deploy, or compile for "
+                    f"{', '.join(name for name, t in TARGETS.items() if t.fp8)}"
+                )
+
+
 def binaries(generated: Generated, progress: Callable[[str], None]) -> list[Binary]:
     """Every kernel in every configuration that its launcher may pick, compiled.
 
@@ -63,8 +89,8 @@ def binaries(generated: Generated, progress: Callable[[str], None]) -> list[Bina
         UserError: Triton is missing, or cannot compile one; the message names it.
     """
     kernels = {k.name: k for operator in generated.operators for k in operator.kernels}
-    wanted = [(k, config) for k in kernels.values() for config in k.configs]
-    return compile_ahead(wanted, generated.target, progress)
+    wanted = {(k.name, c.text()): (k, c) for k in kernels.values() for c in k.configs}
+    return compile_ahead(wanted.values(), generated.target, progress)
 
 
 def files(generated: Generated, compiled: list[Binary]) -> dict[str, bytes]:

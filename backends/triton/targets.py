@@ -17,6 +17,7 @@ class Target:
         arch: Triton's name of the architecture: compute capability times ten, or ``gfx942``.
         warp: threads in a warp (a wavefront on AMD).
         shared: bytes of shared memory that one program may use.
+        sold: under which names it is sold.
         fp8: its tensor cores multiply E4M3 as it is stored by published checkpoints.
     """
 
@@ -25,6 +26,7 @@ class Target:
     arch: int | str
     warp: int
     shared: int
+    sold: str
     fp8: bool
 
     @property
@@ -36,11 +38,11 @@ class Target:
 # Shared memory per program: CUDA C++ programming guide, table "technical specifications per
 # compute capability" (227 KiB for 9.0 and 10.0, 163 KiB for 8.0, 99 KiB for 8.9); the LDS of CDNA3
 # has 64 KiB. gfx942's 8-bit floats are the FNUZ kind, which published checkpoints do not use.
-SM_80 = Target("sm_80", "cuda", 80, 32, 163 * 1024, fp8=False)
-SM_89 = Target("sm_89", "cuda", 89, 32, 99 * 1024, fp8=True)
-SM_90 = Target("sm_90", "cuda", 90, 32, 227 * 1024, fp8=True)
-SM_100 = Target("sm_100", "cuda", 100, 32, 227 * 1024, fp8=True)
-GFX942 = Target("gfx942", "hip", "gfx942", 64, 64 * 1024, fp8=False)
+SM_80 = Target("sm_80", "cuda", 80, 32, 163 * 1024, "A100", fp8=False)
+SM_89 = Target("sm_89", "cuda", 89, 32, 99 * 1024, "L40, RTX 4090", fp8=True)
+SM_90 = Target("sm_90", "cuda", 90, 32, 227 * 1024, "H100, H200", fp8=True)
+SM_100 = Target("sm_100", "cuda", 100, 32, 227 * 1024, "B200", fp8=True)
+GFX942 = Target("gfx942", "hip", "gfx942", 64, 64 * 1024, "MI300", fp8=False)
 
 TARGETS = {target.name: target for target in (SM_80, SM_89, SM_90, SM_100, GFX942)}
 

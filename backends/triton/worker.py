@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def compile_one(request: dict[str, Any]) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    start = time.perf_counter()
+    start = _cpu()
     function = _function(request)
     attributes = {(index,): [["tt.divisibility", 16]] for index in request["aligned"]}
     source = ASTSource(function, request["signature"], request["constants"], attributes)
@@ -62,8 +61,13 @@ def compile_one(request: dict[str, Any]) -> dict[str, Any]:
     return {
         **used,
         "shared": compiled.metadata.shared,
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": round(_cpu() - start, 3),
     }
+
+
+def _cpu() -> float:
+    """Seconds of a core that this process and those it ran have taken."""
+    return sum(os.times()[:4])
 
 
 def _function(request: dict[str, Any]) -> Any:

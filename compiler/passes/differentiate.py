@@ -58,11 +58,11 @@ def differentiate(
 
     Args:
         program: as any pass left it; ``lifetimes`` is undone.
-        entries: all, unless given.
+        entries: all that a parameter decides, unless given.
         recompute: forward values that are computed again in the backward parts rather than saved.
 
     Raises:
-        UserError: an op has no adjoint, with its place in the source.
+        UserError: an op has no adjoint, with its place in the source; or there is no gradient.
     """
     chosen = [e for e in program.entries.values() if entries is None or e.name in entries]
     asked = [
@@ -75,7 +75,11 @@ def differentiate(
     work = _Differentiation(source, activity.analyse(source, asked), recompute)
     bodies = {name: _living(graph) for name, graph in program.bodies.items()}
     made: dict[str, Entry] = {}
-    for entry in chosen:
+    trained = [e for e in chosen if work.has_gradient(e)]
+    if not trained:
+        names = ", ".join(f"'{e.name}'" for e in chosen)
+        raise UserError(f"nothing in the result of {names} depends on a parameter")
+    for entry in trained:
         body, takes = work.entry(entry)
         bodies[body.name] = body
         name = f"{entry.name}.gradients"
@@ -128,11 +132,13 @@ class _Differentiation:
             self.parts[body] = partition.cut(joint)
         return self.parts[body]
 
+    def has_gradient(self, entry: Entry) -> bool:
+        """Does a parameter, or an input of numbers, decide the entry's result?"""
+        return self.program.bodies[entry.body].output in self.active.carriers[entry.body]
+
     def entry(self, entry: Entry) -> tuple[Graph, list[str]]:
         """The body of the entry's gradients; and what it takes beside the entry's inputs."""
         body = self.program.bodies[entry.body]
-        if body.output not in self.active.carriers[body.name]:
-            raise UserError(f"entry '{entry.name}': nothing in its result depends on a parameter")
         parts = self.of(entry.body)
         graph = Graph(f"{entry.body}.gradients")
         inputs = [graph.add(n) for n in body.inputs]
@@ -180,6 +186,7 @@ class _Body:
         self.found: dict[str, list[Node | Piece]] = {}
         self.weights: list[tuple[str, str]] = []
         self.steps: set[str] = set()
+        self.runs: dict[str, tuple[str, str]] = {}
 
     def joint(self) -> partition.Joint:
         for node in self.body:
@@ -203,6 +210,7 @@ class _Body:
             steps=frozenset(self.steps),
             again=frozenset(partition.recomputed(self.graph, forward, self._is_again)),
             chained=self.body.name in self.work.chained,
+            runs=self.runs,
         )
 
     def _grad(self, type: Type) -> Node:
@@ -234,10 +242,10 @@ class _Body:
         elif node.op == "cache":
             own = own.with_(op="as_history", attrs={})
         elif node.name in self.carriers and runs_body(node):
-            own = self._called(own)
+            own = self._called(own, node.name)
         self.to[node.name] = (own if own.name in self.graph else self.graph.add(own)).name
 
-    def _called(self, node: Node) -> Node:
+    def _called(self, node: Node, source: str) -> Node:
         """The forward part of the body that the node runs; returns the node's value, of a loop the
         bundle of its results."""
         operands = [self.graph[i] for i in node.inputs]
@@ -257,6 +265,7 @@ class _Body:
             stacked = Type(first.dtype, (*call.rounds, *first.dims))
             given = [call.item(ran, call.parts.results + 1, stacked), *given[1:]]
         self.calls[value.name] = (call, before, given, saved)
+        self.runs[source] = (ran.name, saved.name)
         return value
 
     def _call(self, node: Node) -> Call:

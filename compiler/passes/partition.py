@@ -22,7 +22,7 @@ deployment names (``compiler/passes/recompute.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -50,6 +50,7 @@ class Joint:
         again: forward values that are computed again, not saved.
         chained: a loop runs the body, carrying its first input: what the backward parts read of it,
             and of its first result's gradient, the loop hands back for each round.
+        runs: by node that runs a body: what runs its forward part, and what that saves.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Joint:
     steps: frozenset[str]
     again: frozenset[str]
     chained: bool
+    runs: Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Parts:
         input_reads, weight_reads: positions of operands that the parts take.
         grads_read: which results' gradients the weight part takes.
         results: how many there are; ``saved`` comes after them.
+        runs: as ``Joint`` has them.
     """
 
     forward: Graph
@@ -88,6 +91,12 @@ class Parts:
     saved: tuple[Node, ...]
     kept: tuple[Node, ...]
     again: frozenset[str]  # forward values that the backward parts compute once more
+    runs: Mapping[str, tuple[str, str]]
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """Names of what forward saves."""
+        return frozenset(n.name for n in self.saved)
 
 
 def recomputed(graph: Graph, forward: Iterable[str], named: Callable[[Node], bool]) -> set[str]:
@@ -122,6 +131,8 @@ class _Cut:
         roots = {*joint.operands.values(), *joint.steps}
         self.early = self._reached(roots)
         self.inputs = [n.name for n in self.graph.inputs if n.name not in joint.grads]
+        self.repeated: frozenset[str] = frozenset()
+        self.repeated = self._repeated()
         self.saved: list[str] = []
         self.kept: list[str] = []
         self.saved_type = Type("bundle", (), bundle=f"{joint.name}.forward:saved")
@@ -142,10 +153,26 @@ class _Cut:
                 found.add(node.name)
         return found
 
+    def _repeated(self) -> frozenset[str]:
+        """Forward values that the input part computes again, and that are not cheap: where the
+        weight part reads them too, they are kept for it, not computed a third time."""
+        first = self.needs([*self.joint.operands.values(), *self.joint.steps], weight=False)
+        nodes = [self.graph[n] for n, where in first.items() if where == "copy"]
+        runs = {n.name for n in nodes if n.op in ("call", "loop", "route", "contract")}
+        return frozenset(
+            n.name
+            for n in nodes
+            if n.name in self.joint.forward
+            and not is_square(n.type.dims)
+            and (n.op == "contract" or (n.op == "item" and n.inputs[0] in runs))
+        )
+
     def where(self, name: str, weight: bool) -> Where:
         """How the input part, or the weight part, comes by a value."""
         if name in self.joint.grads:
             return "grad"
+        if weight and name in self.repeated:
+            return "kept"
         if name in self.joint.forward:
             if self.graph[name].op == "input":
                 return "operand"
@@ -200,6 +227,7 @@ class _Cut:
             saved=tuple(self.graph[n] for n in self.saved),
             kept=tuple(self.graph[n] for n in self.kept),
             again=frozenset(copied),
+            runs=joint.runs,
         )
 
     def _spared(self) -> set[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 from compiler import spec
 from compiler.coding import Coding
@@ -101,6 +102,7 @@ def choices(program: Program) -> list[Choice]:
     if deployment is None or not rules:
         return []
     found = list(_decided(program, rules))
+    _check_shards(program, deployment, found)
     apart = set[Key]() if deployment.train else _taken_apart(program, found)
     return [
         replace(c, reason="is multiplied in another order where that costs less")
@@ -256,6 +258,45 @@ def _changed(sides: list[list[Dim]], view: Node) -> list[list[Dim]] | None:
                         side[start : start + len(a["dims"])] = [a["into"]]
                         return sides
     return None
+
+
+def _check_shards(program: Program, deployment: Deployment, found: list[Choice]) -> None:
+    """Each rank's part of what is summed starts on a tile, so that its scales are its own.
+
+    Raises:
+        UserError: one does not.
+    """
+    for choice in found:
+        if choice.rule is None or choice.reason:
+            continue
+        tile = choice.rule.roles["activations"].tile
+        over = _summed(program.bodies[choice.key[1]], choice)
+        block = program.modules[choice.key[0]].block
+        for at, dim in enumerate(over):
+            for rule in deployment.shard:
+                ways = deployment.mesh.ways(rule.axes)
+                if tile is None or ways == 1 or (block, dim.name, dim.size) not in rule.reaches:
+                    continue
+                whole = prod(program.size(d) for d in over[at:])
+                if tile.columns is None or (whole // ways) % tile.columns:
+                    name = choice.weight.parameter if choice.weight else dim.name
+                    raise UserError(
+                        f"{choice.node.span}: {ways} ranks ({rule.span}) share the {whole:,} "
+                        f"elements along '{dim.name}' that the product with '{name}' sums, "
+                        f"{whole // ways:,} each, and precision '{choice.rule.label}' has tiles of "
+                        f"{tile}: a part would not start on a tile"
+                    )
+
+
+def _summed(graph: Graph, choice: Choice) -> list[Dim]:
+    """The dims that a contraction sums, in the order in which tiles run along them."""
+    over = choice.node.attrs["over"]
+    if choice.weight is not None and choice.weight.columns is not None:
+        columns = choice.weight.columns
+        if {d.name for d in columns} == set(over):
+            return list(columns)
+    dims = {d.name: d for n in graph.operands(choice.node) for d in n.type.dims}
+    return [dims[name] for name in over]
 
 
 # -- what order takes apart ------------------------------------------------------------------------

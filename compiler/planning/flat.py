@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import NamedTuple
 
-import networkx as nx
-
 from compiler import spec
-from compiler.cost import flops_of, is_square, volume
+from compiler.cost import flops_of, volume
 from compiler.errors import UserError
 from compiler.ir import Dim, Graph, Node, Program
 from compiler.passes import masks
+from compiler.planning.reading import attention_flops, router_of
 from compiler.planning.routing import Router, spread
-from compiler.planning.sharding import Placed, Sharding
+from compiler.planning.sharding import Sharding
 from compiler.tensors import Place, called, child_place
 
 FREE = frozenset({"constant", "iota", "position"})
@@ -69,6 +67,8 @@ class Op:
         grouped: in a block of an array that picks choose from.
         router, axes, row: of dispatch and combine: how they pick, the mesh axes that the blocks are
             spread over, and how many numbers a token's row has.
+        keys: of an attention whose scores are several products, the numbers of all their keys side
+            by side, those that heads share repeated: what a kernel for one product reads.
     """
 
     id: int
@@ -90,6 +90,7 @@ class Op:
     router: Router | None = None
     axes: tuple[str, ...] = ()
     row: float = 0.0
+    keys: float = 0.0
     entry: str = "main"
     after: int = 0  # loops over layers that it depends on
 
@@ -175,8 +176,8 @@ class Flat:
         out: list[Piece] = []
         for number in range(len(self.loops) + 1):
             own = [op for op in self.ops if op.after == number]
-            for name in dict.fromkeys(op.entry for op in own):
-                out.append(Piece([op for op in own if op.entry == name], entry=name))
+            names = dict.fromkeys(op.entry for op in own)
+            out += [Piece([op for op in own if op.entry == name], entry=name) for name in names]
             if number < len(self.loops):
                 out.append(self.loops[number])
         return out
@@ -267,9 +268,7 @@ class Flat:
             self.done[key] = result
         return result
 
-    def loop(
-        self, node: Node, place: Place, inputs: Sequence[Operand], elements: float
-    ) -> Operand:
+    def loop(self, node: Node, place: Place, inputs: Sequence[Operand], elements: float) -> Operand:
         if self.inside:
             raise UserError("a loop over layers within another is not planned yet")
         index, child = node.attrs["index"], str(node.attrs["child"])
@@ -417,7 +416,15 @@ class Flat:
             body = self.program.bodies[node.attrs["body"]]
             scores, values = attention_flops(body, at, self.seen(node, place))
             scale = load.sequences / ways
+            terms = node.attrs["terms"]
+            keys = 0.0
+            if len(terms) > 1:
+                heads = [d for d in node.type.dims if d.name in node.attrs["heads"]]
+                for _, key, _ in terms:
+                    dims = {d.name: d for d in graph[node.inputs[key]].type.dims}
+                    keys += volume({**dims, **{d.name: d for d in heads}}.values(), at) * scale
             rest = {
+                "keys": keys,
                 "scores": scores * scale,
                 "values": values * scale,
                 "flops": (scores + values) * scale,
@@ -435,48 +442,5 @@ class Flat:
         return Operand(elements, node.type.dtype, op.id)
 
 
-def router_of(graph: Graph, node: Node, program: Program, placed: Placed) -> Router:
-    """How picks fall: of how many blocks, within which groups. Groups are read off the graph: what
-    is picked comes through a choice (``in_top``) of one factor of the blocks' index. Copies of
-    blocks are blocks of their own, dealt out evenly over the groups where that comes out even."""
-    pick = graph[node.inputs[0]]
-    assert pick.type.of is not None
-    picks = prod(program.size(d) for d in pick.type.dims if d.kind == "plain")
-    blocks = program.size(pick.type.of) + placed.redundant
-    for name in nx.ancestors(graph.nx, pick.name):
-        choice = graph[name]
-        if choice.op != "in_top":
-            continue
-        groups = program.size(choice.type.dim(choice.attrs["over"]))
-        opened = choice.attrs["count"].at(program.sizes)
-        if groups > 1 and blocks % groups == 0 and opened * (blocks // groups) >= picks:
-            return Router(blocks, picks, groups, min(opened, groups))
-    return Router(blocks, min(picks, blocks))
-
-
 def _scaled(load: Load, factor: float) -> Load:
     return Load(load.sequences * factor, load.time, load.history, load.wanted, load.decode)
-
-
-def attention_flops(
-    body: Graph, at: Mapping[str, int], seen: Callable[[int], float]
-) -> tuple[float, float]:
-    """FLOPs of scores and of values of one sequence: of the pairs that the mask lets see.
-
-    Args:
-        body: the composite's; ``seen``: of pairs of so many positions with themselves, the share.
-    """
-    time, history = at["time"], at["history"]
-    pairs = seen(history) * history**2
-    if history > time:  # the step's positions are the last ones
-        pairs -= seen(history - time) * (history - time) ** 2
-    share = min(1.0, pairs / (time * history))
-    scores = values = 0.0
-    for node in body:
-        if node.op == "contract" and node.attrs["over"]:
-            flops = flops_of(body, node, at) * share
-            if is_square(node.type.dims):
-                scores += flops
-            else:
-                values += flops
-    return scores, values

@@ -91,8 +91,8 @@ class Precision:
             activations = Role.of(roles.get("activations"), own)
             gradients = Role.of(roles["gradients"], own) if "gradients" in roles else activations
             product = Product(Role.of(roles.get("weights"), own), activations, gradients)
-            for stored in weights_of(source, rule):
-                self.products[stored] = self.plain if stored in apart else product
+            for key in weights_of(source, rule):
+                self.products[key] = self.plain if key in apart else product
 
     def of(self, path: str, ranges: tuple[range, ...]) -> Product:
         """The formats of the contractions with a parameter, by path and ranges of its pattern."""

@@ -52,7 +52,9 @@ class Kernel:
         makes: (block, value, path) that the source calls what it computes.
         reads: of each value read, its id, elements, and the bytes of one; negative ids come from
             outside of the piece.
-        made: ids of values that it writes.
+        made: ids of values that it writes. ``with_values``: what it only arranges anew, and is
+            computed again with.
+        sent_back: its result goes to combine, so that its gradient arrives as dispatch sends it.
         axes: mesh axes that a collective runs over. ``row`` numbers are sent for each token.
     """
 
@@ -76,6 +78,8 @@ class Kernel:
     makes: list[tuple[str, str, str]] = field(default_factory=list)
     reads: dict[int, tuple[float, float]] = field(default_factory=dict)
     made: list[int] = field(default_factory=list)
+    with_values: set[int] = field(default_factory=set)
+    sent_back: bool = False
     axes: tuple[str, ...] = ()
     row: float = 0.0
     op: Op | None = None
@@ -165,7 +169,7 @@ class _Grouping:
         for op in self.ops.values():
             behind = [depth[i] for i in self._behind(op)]
             depth[op.id] = max(behind, default=0) + (op.kind != "light")
-        together = nx.Graph()
+        together: nx.Graph[int] = nx.Graph()
         products: dict[object, int] = {}
         for op in self.ops.values():
             together.add_node(op.id)
@@ -269,8 +273,12 @@ class _Grouping:
         last = [op for op in group if not self._read_only_in(op, inside)]
         kernel.written = sum(self._written(op) for op in last)
         kernel.weights = sum(
-            {o.param: o.elements * self.precision.own for op in group for o in op.inputs if o.param}
-            .values()
+            {
+                o.param: o.elements * self.precision.own
+                for op in group
+                for o in op.inputs
+                if o.param
+            }.values()
         )
         kernel.flops = sum(op.flops for op in group)
         self._add(kernel, group)
@@ -295,13 +303,23 @@ class _Grouping:
                 if operand.param is not None and not operand.state:
                     kernel.parameters += operand.elements
                     kernel.weights += operand.elements * rule.weights.bytes
+        kernel.sent_back = any(self._is_sent_back(op) for op in group)
         position = self._add(kernel, group)
         for op in group:
             if op.summed:
                 elements = op.elements
-                reduce = Kernel(f"all-reduce {op.label or op.path}", "all_reduce", {position}, op=op)
+                reduce = Kernel(
+                    f"all-reduce {op.label or op.path}", "all_reduce", {position}, op=op
+                )
                 reduce.axes, reduce.read = op.summed, elements * self.precision.value(op.dtype)
                 self.maker[op.id] = self._add(reduce, [])
+
+    def _is_sent_back(self, op: Op) -> bool:
+        """Does nothing but a gate and a sum stand between it and a combine?"""
+        if not op.grouped:
+            return False
+        sums = {o.id for o in self.ops.values() if o.kind == "light" and op.id in self._behind(o)}
+        return any(o.kind == "combine" and self._behind(o) & sums for o in self.ops.values())
 
     def _single(self, op: Op) -> None:
         match op.kind:
@@ -311,8 +329,10 @@ class _Grouping:
                 )
                 kernel.flops, kernel.scores, kernel.values = op.flops, op.scores, op.values
                 kernel.written = self._written(op)
+                if op.keys and not self.decode:
+                    kernel.needs.add(self._side_by_side(op))
             case "dispatch" | "combine":
-                kernel = self._start(f"{op.kind} {op.path}", op.kind, [op])  # type: ignore[arg-type]
+                kernel = self._start(f"{op.kind} {op.path}", op.kind, [op])
                 kernel.product = self._block_rule(op)
             case "mixing":
                 kernel = self._start(_named([op]), "gemm", [op])
@@ -322,6 +342,20 @@ class _Grouping:
                 kernel = self._start(_named([op]), "memory", [op])
                 kernel.flops, kernel.written = op.flops, self._written(op)
         self._add(kernel, [op])
+
+    def _side_by_side(self, op: Op) -> int:
+        """The keys of all products that an attention's scores are summed of, in one matrix: kernels
+        take one product. (Decoding kernels take the cached rows as they are.)"""
+        keys = [op.inputs[term[1]] for term in op.node.attrs["terms"]]
+        kernel = Kernel(f"{_named([op])} keys", "memory", op=op)
+        for operand in keys:
+            if operand.value is not None:
+                kernel.read += operand.elements * self.precision.value(operand.dtype)
+                kernel.with_values.add(operand.value)
+                if operand.value in self.maker:
+                    kernel.needs.add(self.maker[operand.value])
+        kernel.written = op.keys * self.precision.own
+        return self._add(kernel, [])
 
     def _block_rule(self, op: Op) -> Product:
         """The formats of the first products in the blocks that tokens are sent to."""

@@ -1,4 +1,4 @@
-"""Bytes that a rank holds: parameters and what belongs to them, and what the backward pass keeps."""
+"""Bytes that a rank holds: parameters, what belongs to them, what the backward pass keeps."""
 
 from __future__ import annotations
 
@@ -52,9 +52,8 @@ class Parameters:
             path = param.path
             one = self._one(param, pattern, bool(layers))
             numbers: Sequence[int | None] = list(layers) if layers else [None]
-            for number in numbers:
-                if number is None or number in pattern.ranges[0]:
-                    out.append(Held(path, number, *one))
+            own = [n for n in numbers if n is None or n in pattern.ranges[0]]
+            out += [Held(path, number, *one) for number in own]
         return out
 
     def _one(
@@ -165,7 +164,7 @@ def kept(piece: Piece, targets: Sequence[Target], precision: Precision) -> Kept:
             elif op.kind == "product":
                 role = _role(op, precision)
                 want(operand, "plain" if role is None else "quantised", role or 0.0)
-            elif op.kind in ("attention", "mixing", "scan") or (_is_kept(op) and _keeps_operands(op)):
+            elif op.kind in ("attention", "mixing", "scan") or _keeps_operands(op):
                 want(operand, "plain")
         if op.kind == "attention":
             want(Operand(op.elements, "act", op.id), "plain")
@@ -191,7 +190,7 @@ def _is_kept(op: Op) -> bool:
 
 
 def _keeps_operands(op: Op) -> bool:
-    if op.node.op in ("experts", "apply", "cache", "concat", "stack"):
+    if not _is_kept(op) or op.node.op in ("experts", "apply", "cache", "concat", "stack"):
         return False
     return op.node.op != "map" or op.node.attrs["fn"] not in LINEAR
 

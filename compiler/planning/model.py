@@ -1,4 +1,4 @@
-"""A program under a deployment, as layers with their times: what training and serving plans share."""
+"""A program under a deployment, as layers with their times: what all plans share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compiler.ir import Program
 from compiler.planning.costs import Measured
 from compiler.planning.flat import Load, Piece, flatten
 from compiler.planning.formats import HALF, Precision
-from compiler.planning.kernels import Kernel, kept_forms, kernels, losses
+from compiler.planning.kernels import COMMUNICATION, Kernel, kept_forms, kernels, losses
 from compiler.planning.memory import Held, Parameters, kept, read
 from compiler.planning.rates import Rates
 from compiler.planning.segments import Layer, measured_layer, segments
@@ -78,6 +78,18 @@ class Block:
         return sum(k.flops for k in self.kernels)
 
 
+@dataclass(frozen=True)
+class Point:
+    """A kernel on a roofline: FLOPs, bytes and seconds of one rank."""
+
+    name: str
+    kind: str
+    format: str
+    flops: float
+    bytes: float
+    seconds: float
+
+
 class Model:
     """What one rank computes at one load, layer by layer.
 
@@ -101,7 +113,7 @@ class Model:
             keeps = kept(piece, targets, subject.precision)
             if deployment.train is not None:
                 own += kept_forms(own, keeps.quantised, subject.precision.own, casts)
-            again = tuple(any(i in keeps.again for i in kernel.made) for kernel in own)
+            again = tuple(bool(keeps.again & {*k.made, *k.with_values}) for k in own)
             self.blocks.append(Block(piece, tuple(own), again, keeps.bytes))
 
     def layers(self, times: Times, trains: bool, measured: Measured | None) -> dict[int, Layer]:
@@ -122,7 +134,10 @@ class Model:
             for number, block in enumerate(self.blocks):
                 if block.piece.child or number in routed:
                     out[number] = measured_layer(
-                        out[number], out[loops[0]], measured, per_layer[number] / per_layer[loops[0]]
+                        out[number],
+                        out[loops[0]],
+                        measured,
+                        per_layer[number] / per_layer[loops[0]],
                     )
         return out
 
@@ -130,6 +145,22 @@ class Model:
         """The parameters of some layers of a block (all that it reads, if it is none of a loop)."""
         block = self.blocks[number]
         return self.subject.parameters.held(read(block.piece), layers)
+
+    def points(self, times: Times) -> list[Point]:
+        """The forward kernels of the layer that there are most of, for a roofline."""
+        most = max(self.blocks, key=lambda b: (len(b.piece.layers), b.flops))
+        return [
+            Point(
+                k.name,
+                k.kind,
+                k.format.name if k.format is not None else self.subject.precision.own_format[0],
+                k.flops,
+                k.bytes,
+                times.of(k, False).forward,
+            )
+            for k in most.kernels
+            if k.kind not in COMMUNICATION
+        ]
 
     @property
     def boundary(self) -> float:

@@ -9,7 +9,7 @@ is thereby not assumed but seen. Chunks are
   micro-batches that go in opposite directions, overlapped with each other.
 
 Sources: 1F1B, arXiv:2104.04473; ZB1P (ZB-H1), arXiv:2401.10241; DualPipe, arXiv:2412.19437, section
-3.2.1, and github.com/deepseek-ai/DualPipe, 2025.
+3.2.1, and the repository of its authors, 2025.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def simulate(
 
     Args:
         schedule: the turns of each rank.
-        times: of each stage. Direction 0 runs stage r on rank r, direction 1 on the last rank less r.
+        times: of each stage. Direction 0 runs stage r on rank r, direction 1 the other way round.
         pair: seconds of a pair, by the stage of its forward and of its backward chunk; both after
             each other unless given.
         send: seconds from the end of a chunk until the next rank has what it sent.
@@ -286,7 +286,8 @@ def simulate(
     if any(todo):
         raise ValueError("the schedule waits for itself")
     run = Run(events, max(free))
-    _measure_memory(run, ranks, times, stage)
+    if any(t.memory for t in times):
+        _measure_memory(run, ranks, times, stage)
     return run
 
 
@@ -295,17 +296,15 @@ def _measure_memory(
 ) -> None:
     """What is kept for the backward pass: from a forward chunk's start to the end of its last
     backward part."""
-    for rank in range(ranks):
-        changes: list[tuple[float, int, float]] = []
-        for event in run.events:
-            if event.rank != rank:
-                continue
-            for chunk in event.turn:
-                bytes = times[stage(rank, chunk)].memory
-                if chunk.kind == "F":
-                    changes.append((event.start, 1, bytes))
-                elif chunk.kind in ("B", "W"):
-                    changes.append((event.end, -1, -bytes))
+    all_changes: list[list[tuple[float, int, float]]] = [[] for _ in range(ranks)]
+    for event in run.events:
+        for chunk in event.turn:
+            bytes = times[stage(event.rank, chunk)].memory
+            if chunk.kind == "F":
+                all_changes[event.rank].append((event.start, 1, bytes))
+            elif chunk.kind in ("B", "W"):
+                all_changes[event.rank].append((event.end, -1, -bytes))
+    for changes in all_changes:
         held = most = 0.0
         count = most_chunks = 0
         for _, number, bytes in sorted(changes):

@@ -1,7 +1,7 @@
 """A plan: what a deployment would cost, how fast it would run, and what that rests on.
 
-    plan = make(source, final, deployment)
-    plan.as_data()      # what ``dslc plan --json`` prints
+plan = make(source, final, deployment)
+plan.as_data()      # what ``dslc plan --json`` prints
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Assumption:
 
     @property
     def text(self) -> str:
-        return f"{self.name} = {self.value} ({self.source}): 10% worse changes tokens/s by {self.effect:+.1%}"
+        worse = f"10% worse changes tokens/s by {self.effect:+.1%}"
+        return f"{self.name} = {self.value} ({self.source}): {worse}"
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _lanes(schedule: Schedule) -> dict[str, float]:
     }
 
 
-Planner = Callable[[Rates], tuple[Step | None, Pass | None, float]]
+Planner = Callable[[Rates, bool], tuple[Step | None, Pass | None, float]]
 
 
 def make(
@@ -205,7 +206,7 @@ def make(
     subject = Subject(source, final, deployment)
     rates = subject.rates()
     planner = _planner(subject, measured)
-    step, serving, tokens = planner(rates)
+    step, serving, tokens = planner(rates, True)
     capacity = rates.capacity()
     training = report(source, deployment.train.sequence) if deployment.train else None
     mfu = None
@@ -233,7 +234,7 @@ def make(
         price,
         used,
         tuple(rates.notes),
-        _assumptions(subject, planner, used, tokens) if weigh else (),
+        _assumptions(subject, planner, used) if weigh else (),
         None if measured is None else measured.source,
         flops,
         tuple(_problems(deployment, step, serving, capacity)),
@@ -247,8 +248,8 @@ def _planner(subject: Subject, measured: Measured | None) -> Planner:
         train = deployment.train
         training = Training(subject)
 
-        def trained(rates: Rates) -> tuple[Step | None, Pass | None, float]:
-            step = training.step(rates, measured)
+        def trained(rates: Rates, thorough: bool) -> tuple[Step | None, Pass | None, float]:
+            step = training.step(rates, measured, thorough)
             return step, None, train.batch * train.sequence / step.seconds
 
         return trained
@@ -261,8 +262,8 @@ def _planner(subject: Subject, measured: Measured | None) -> Planner:
     serving = Serving(subject)
     utilisation = deployment.serve.utilisation
 
-    def served(rates: Rates) -> tuple[Step | None, Pass | None, float]:
-        done = serving.step(rates, measured)
+    def served(rates: Rates, thorough: bool) -> tuple[Step | None, Pass | None, float]:
+        done = serving.step(rates, measured, thorough)
         return None, done, done.tokens * ways / done.seconds * utilisation
 
     return served
@@ -296,15 +297,16 @@ NOT_ASSUMED = ("price", "memory", "reserved", "peak", "sms")
 
 
 def _assumptions(
-    subject: Subject, planner: Planner, used: Mapping[Key, Figure], tokens: float
+    subject: Subject, planner: Planner, used: Mapping[Key, Figure]
 ) -> tuple[Assumption, ...]:
     """The figures that matter most: each is made a tenth worse, and the plan made again."""
     found = []
+    usual = planner(subject.rates(), False)[2]
     for key, figure in used.items():
         if key[0] in NOT_ASSUMED and not (key[0] == "peak" and ("rate", *key[1:]) not in used):
             continue
         factor = 1 + WORSE if key[0] in COSTS else 1 - WORSE
         worse = subject.rates({key: factor})
-        effect = planner(worse)[2] / tokens - 1
+        effect = planner(worse, False)[2] / usual - 1
         found.append(Assumption(figure.name, figure.text, figure.source, effect))
     return tuple(sorted(found, key=lambda a: -abs(a.effect))[:MATTERING])

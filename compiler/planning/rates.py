@@ -1,8 +1,8 @@
 """What a cluster reaches: its figures, what stands in for one that is missing, and which were used.
 
 A rate that nobody wrote down is taken from the nearest that is: a grouped product runs as fast as
-a product, a backward product as its forward one, and where a class of kernels has no rate at all, at
-its peak. Every stand-in is noted, and a plan prints it.
+a product, a backward product as its forward one, and where a class of kernels has no rate at all,
+at its peak. Every stand-in is noted, and a plan prints it.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Rates:
         if value is None:
             raise UserError(
                 f"cluster '{self.cluster.name}' does not say how fast its"
-                f' {"nodes" if level == "scale_up" else "network"} are:'
+                f" {'nodes' if level == 'scale_up' else 'network'} are:"
                 f' peak[{level}] = 50 GB/s "where, when"'
             )
         return value

@@ -1,9 +1,9 @@
 """How many ranks and nodes a token reaches, when a router picks uniformly.
 
-A router opens some of its groups of blocks at random and picks distinct blocks of those, all equally
-often (group-limited routing; without groups, all blocks are one group). What a token sends then
-depends on where the blocks are, and nothing else. The expectations are exact: hypergeometric counts
-of what is open, summed up in whole numbers.
+A router opens some of its groups of blocks at random and picks distinct blocks of those, all
+equally often (group-limited routing; without groups, all blocks are one group). What a token sends
+then depends on where the blocks are, and nothing else. The expectations are exact: hypergeometric
+counts of what is open, summed up in whole numbers.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from compiler.planning.times import Phases
 class Segment:
     """``needs`` are numbers of segments of the same layer. ``group`` is what measured durations are
     given for: attention (what dispatch waits for), mlp (the rest), dispatch, combine, dense (a
-    layer that sends nothing)."""
+    layer that sends nothing). ``pieces`` are runs of its kernels, between which another task of
+    the stream may come."""
 
     name: str
     stream: Stream
@@ -30,6 +31,7 @@ class Segment:
     needs: tuple[int, ...]
     group: str
     kernels: list[Kernel] = field(default_factory=list)
+    pieces: list[Phases] = field(default_factory=list)
 
     @property
     def flops(self) -> float:
@@ -37,11 +39,12 @@ class Segment:
 
 
 Layer = list[Segment]
+PIECES = 4
 
 
 def segments(kernels: Sequence[Kernel], phases: Sequence[Phases], name: str) -> Layer:
     """The segments of one layer, each after those that it needs."""
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[int] = nx.DiGraph()
     for number, kernel in enumerate(kernels):
         graph.add_node(number)
         graph.add_edges_from((need, number) for need in kernel.needs)
@@ -57,7 +60,7 @@ def segments(kernels: Sequence[Kernel], phases: Sequence[Phases], name: str) -> 
         awaited = frozenset(i for i in sends if number in before[i])
         groups.setdefault((waits, awaited), []).append(number)
     home = {number: key for key, numbers in groups.items() for number in numbers}
-    whole = nx.DiGraph()
+    whole: nx.DiGraph[object] = nx.DiGraph()
     whole.add_nodes_from(groups)
     whole.add_edges_from((home[a], home[b]) for a, b in graph.edges if home[a] != home[b])
     order = list(nx.lexicographical_topological_sort(whole, key=lambda k: min(groups[k])))
@@ -68,13 +71,28 @@ def segments(kernels: Sequence[Kernel], phases: Sequence[Phases], name: str) -> 
         numbers = groups[key]
         own = [kernels[i] for i in numbers]
         kind = own[0].kind if numbers[0] in before else ""
-        awaited = {i for i in dispatches if numbers[0] in before[i]}
-        group = kind or ("dense" if not dispatches else "attention" if awaited else "mlp")
+        sent = {i for i in dispatches if numbers[0] in before[i]}
+        group = kind or ("dense" if not dispatches else "attention" if sent else "mlp")
         needs = tuple(sorted(position[p] for p in whole.predecessors(key)))
         total = sum((phases[i] for i in numbers), Phases(0.0))
         label = f"{name} {kind or _label(own)}"
         stream: Stream = "communicate" if kind else "compute"
-        out.append(Segment(label, stream, total, needs, group, own))
+        pieces = [total] if kind else _pieces([phases[i] for i in numbers])
+        out.append(Segment(label, stream, total, needs, group, own, pieces))
+    return out
+
+
+def _pieces(phases: Sequence[Phases]) -> list[Phases]:
+    """Runs of kernels of about the same length, at most ``PIECES``."""
+    whole = sum(p.forward + p.inputs + p.weight for p in phases)
+    out: list[Phases] = []
+    done = 0.0
+    for one in phases:
+        if out and done < whole * len(out) / PIECES:
+            out[-1] = out[-1] + one
+        else:
+            out.append(one)
+        done += one.forward + one.inputs + one.weight
     return out
 
 
@@ -87,17 +105,25 @@ def _label(kernels: Sequence[Kernel]) -> str:
 # -- tasks of both streams -------------------------------------------------------------------------
 
 
-def forward(layers: Sequence[Layer], tag: str = "") -> list[Task]:
-    """The tasks of one micro-batch through these layers."""
+def forward(layers: Sequence[Layer], tag: str = "", split: bool = True) -> list[Task]:
+    """The tasks of one micro-batch through these layers.
+
+    Args:
+        split: segments in their pieces, so that others may come between.
+    """
     tasks: list[Task] = []
     last: tuple[int, ...] = ()
     for layer in layers:
-        first = len(tasks)
+        ends: list[int] = []  # the last task of each segment
         for segment in layer:
-            needs = tuple(first + n for n in segment.needs) or last
-            name = f"{segment.name}{tag}"
-            tasks.append(Task(name, segment.stream, segment.phases.forward, needs))
-        last = _sinks(layer, first)
+            needs = tuple(ends[n] for n in segment.needs) or last
+            for piece in segment.pieces if split else [segment.phases]:
+                name = f"{segment.name}{tag}"
+                tasks.append(Task(name, segment.stream, piece.forward, needs))
+                needs = (len(tasks) - 1,)
+            ends.append(len(tasks) - 1)
+        read = {need for segment in layer for need in segment.needs}
+        last = tuple(end for n, end in enumerate(ends) if n not in read)
     return tasks
 
 
@@ -120,13 +146,15 @@ def backward(
             readers = [n for n, s in enumerate(layer) if number in s.needs]
             needs = tuple(sorted(position[r] for r in readers)) if inputs else ()
             needs = needs or before
-            if inputs:
-                position[number] = len(tasks)
-                name = f"{segment.name}{tag}"
-                tasks.append(Task(name, segment.stream, segment.phases.inputs, needs))
-            if weights and segment.phases.weight:
-                name = f"{segment.name} W{tag}"
-                tasks.append(Task(name, segment.stream, segment.phases.weight, needs))
+            for piece in reversed(segment.pieces):
+                if weights and piece.weight:
+                    name = f"{segment.name} W{tag}"
+                    tasks.append(Task(name, segment.stream, piece.weight, needs))
+                if inputs:
+                    name = f"{segment.name}{tag}"
+                    tasks.append(Task(name, segment.stream, piece.inputs, needs))
+                    position[number] = len(tasks) - 1
+                    needs = (len(tasks) - 1,)
         roots = [n for n, s in enumerate(layer) if not s.needs]
         before = tuple(position[n] for n in roots) if inputs else ()
     return tasks
@@ -139,11 +167,6 @@ def together(*parts: Sequence[Task]) -> list[Task]:
         first = len(out)
         out += [replace(t, needs=tuple(first + n for n in t.needs)) for t in tasks]
     return out
-
-
-def _sinks(layer: Layer, first: int) -> tuple[int, ...]:
-    read = {need for segment in layer for need in segment.needs}
-    return tuple(first + n for n in range(len(layer)) if n not in read)
 
 
 def totals(layers: Sequence[Layer]) -> Mapping[str, float]:
@@ -190,5 +213,21 @@ def measured_layer(layer: Layer, like: Layer, measured: Measured, flops: float) 
             else:  # nothing was modelled there: the first segment of the group has it
                 first = next(s for s in layer if s.group == segment.group)
                 phases[name] = total if first is segment else 0.0
-        out.append(replace(segment, phases=Phases(**phases)))
+        whole = Phases(**phases)
+        parts = len(segment.pieces)
+        pieces = [_scaled(piece, segment.phases, whole, parts) for piece in segment.pieces]
+        out.append(replace(segment, phases=whole, pieces=pieces))
     return out
+
+
+def _scaled(piece: Phases, before: Phases, after: Phases, parts: int) -> Phases:
+    """A piece whose segment's times have changed; an even share of what was not there before."""
+
+    def scale(part: float, whole: float, now: float) -> float:
+        return part * now / whole if whole else now / parts
+
+    return Phases(
+        scale(piece.forward, before.forward, after.forward),
+        scale(piece.inputs, before.inputs, after.inputs),
+        scale(piece.weight, before.weight, after.weight),
+    )

@@ -10,7 +10,7 @@ from compiler.planning import streams
 from compiler.planning.costs import Measured
 from compiler.planning.flat import Load
 from compiler.planning.memory import Held, by_format
-from compiler.planning.model import Model, Subject
+from compiler.planning.model import Model, Point, Subject
 from compiler.planning.rates import Rates
 from compiler.planning.segments import Layer, forward, together
 from compiler.planning.streams import Schedule, Task
@@ -21,6 +21,7 @@ from dsl.deploy import Serve
 
 MOST_PROMPTS = 64  # a pass of more whole prompts has nothing to win
 MOST_SEQUENCES = 4096
+EFFORT = 20_000  # two micro-batches of many layers that are alike have little to choose
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Pass:
     communication: float
     exposed: float
     within: bool = True
+    points: tuple[Point, ...] = ()
 
 
 class Serving:
@@ -67,18 +69,15 @@ class Serving:
 
     # -- what is asked for -----------------------------------------------------------------------
 
-    def step(
-        self, rates: Rates, measured: Measured | None = None, sequences: float | None = None
-    ) -> Pass:
+    def step(self, rates: Rates, measured: Measured | None = None, thorough: bool = True) -> Pass:
         """A pass at these rates, of as many sequences as the deployment says; where it leaves that
         open, as many as memory and ``tpot`` allow.
 
         Raises:
             UserError: a single sequence is too much.
         """
-        if sequences is None:
-            sequences = self._sequences(rates, measured)
-        return self._pass(rates, measured, sequences)
+        effort = EFFORT if thorough else 0
+        return self._pass(rates, measured, self._sequences(rates, measured), effort)
 
     def _sequences(self, rates: Rates, measured: Measured | None) -> float:
         serve = self.serve
@@ -98,7 +97,7 @@ class Serving:
         most = MOST_SEQUENCES if self.decodes else MOST_PROMPTS
 
         def holds(number: int) -> bool:
-            one = self._pass(rates, measured, number)
+            one = self._pass(rates, measured, number, 0)
             return one.within and (capacity is None or one.memory.total <= capacity)
 
         low, high = 0, 1
@@ -137,7 +136,7 @@ class Serving:
             self._models[sequences] = Model(self.subject, entries, load)
         return self._models[sequences]
 
-    def _pass(self, rates: Rates, measured: Measured | None, sequences: float) -> Pass:
+    def _pass(self, rates: Rates, measured: Measured | None, sequences: float, effort: int) -> Pass:
         deployment, serve = self.subject.deployment, self.serve
         model = self._model(sequences)
         times = Times(
@@ -151,8 +150,7 @@ class Serving:
         all_layers: list[Layer] = []
         for number, block in enumerate(model.blocks):
             all_layers += [layers[number]] * max(1, len(block.piece.layers))
-        tasks = forward(all_layers)
-        charge = 0.0
+        tasks = forward(all_layers, split=False)
         if self.parts > 1:
             charge = rates.charge(deployment.overlap.sms)
             tagged = [
@@ -160,7 +158,9 @@ class Serving:
                 for part in range(self.parts)
             ]
             tasks = together(*tagged)
-            schedule = streams.overlapped(tasks, charge)
+            schedule = streams.overlapped(tasks, charge, effort)
+            alone = streams.sequential(tasks)
+            schedule = alone if alone.total < schedule.total else schedule
         else:
             schedule = streams.sequential(tasks)
         seconds = schedule.total
@@ -170,7 +170,6 @@ class Serving:
         else:
             assert serve.prompt is not None
             tokens, tpot = sequences * serve.prompt, None
-        busy = schedule.computing / (1 - charge) if schedule.communicating else schedule.computing
         within = serve.tpot is None or tpot is None or tpot <= serve.tpot
         return Pass(
             seconds,
@@ -181,8 +180,9 @@ class Serving:
             schedule,
             self._memory(model, sequences),
             schedule.communicating,
-            max(0.0, seconds - busy),
+            schedule.exposed,
             within,
+            tuple(model.points(times)),
         )
 
     def _memory(self, model: Model, sequences: float) -> Memory:

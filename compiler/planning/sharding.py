@@ -18,7 +18,7 @@ SHARED_STATE = ("optimizer", "gradients", "parameters")
 
 @dataclass(frozen=True)
 class Placed:
-    """An array of blocks: ``each`` of them (copies included) on each of ``ranks``, over ``axes``."""
+    """An array of blocks: ``each`` of them (copies included) on each of ``ranks``."""
 
     axes: tuple[str, ...]
     ranks: int
@@ -104,7 +104,7 @@ class Sharding:
         return [sum(offsets) // self.per_node for offsets in product(*steps)]
 
     def whole_over(self, axes: Iterable[str]) -> tuple[str, ...]:
-        """The mesh axes that a parameter which ``axes`` divide is whole on, the pipeline's apart."""
+        """The mesh axes on which a parameter is whole that ``axes`` divide, but the pipeline's."""
         stages = self.deployment.stages
         taken = {*axes, *([stages.axis] if stages is not None else [])}
         return tuple(a.name for a in self.deployment.mesh.axes if a.name not in taken)

@@ -15,7 +15,8 @@ from heapq import heappop, heappush
 from typing import Literal
 
 Stream = Literal["compute", "communicate"]
-TRIES = 24  # orders that are tried beyond the rules, from a fixed seed
+EFFORT = 60_000  # tasks that are placed while orders are tried
+TURNS = 6  # times that an order is improved from its end
 GOOD_ENOUGH = 1.005  # an order this close to the bound is not improved further
 
 
@@ -55,6 +56,13 @@ class Schedule:
     communicating: float
     bound: float
 
+    charge: float = 0.0
+
+    @property
+    def exposed(self) -> float:
+        """Seconds during which communication is waited for."""
+        return max(0.0, self.total - self.computing / (1 - self.charge))
+
     @property
     def sequential(self) -> float:
         return self.computing + self.communicating
@@ -80,17 +88,22 @@ def sequential(tasks: Sequence[Task]) -> Schedule:
     return _schedule(tasks, slots, 0.0)
 
 
-def overlapped(tasks: Sequence[Task], charge: float) -> Schedule:
+def overlapped(tasks: Sequence[Task], charge: float, effort: int = EFFORT) -> Schedule:
     """The best order that is found; the same for the same tasks.
+
+    Each rule's order is improved by turns from the end and from the beginning (what ended last is
+    taken first, in the opposite direction), and from orders near the best one.
 
     Args:
         charge: share of the multiprocessors that is kept for communication.
+        effort: tasks that may be placed while orders are tried.
     """
     length = len(tasks)
     readers: list[list[int]] = [[] for _ in range(length)]
     for number, task in enumerate(tasks):
         for need in task.needs:
             readers[need].append(number)
+    needs = [list(task.needs) for task in tasks]
 
     def path(weight: Callable[[Task], float]) -> list[float]:
         out = [0.0] * length
@@ -101,8 +114,28 @@ def overlapped(tasks: Sequence[Task], charge: float) -> Schedule:
 
     communicating = sum(t.seconds for t in tasks if t.stream == "communicate")
     computing = sum(t.seconds for t in tasks) - communicating
-    least = bound(computing, communicating, charge)
     base = path(lambda t: t.seconds)
+    if not communicating:
+        return _run(tasks, needs, readers, base, 0.0)
+    enough = bound(computing, communicating, charge) * GOOD_ENOUGH
+
+    left = effort
+
+    def improved(priority: Sequence[float]) -> Schedule:
+        nonlocal left
+        best = _run(tasks, needs, readers, priority, charge)
+        left -= length
+        for _ in range(TURNS):
+            if best.total <= enough or left <= 0:
+                break
+            left -= 2 * length
+            behind = _run(tasks, readers, needs, [s.end for s in best.slots], charge)
+            again = _run(tasks, needs, readers, [s.end for s in behind.slots], charge)
+            if again.total >= best.total * (1 - 1e-9):
+                break
+            best = again
+        return best
+
     rules = [
         base,
         path(lambda t: t.seconds if t.stream == "communicate" else 0.0),
@@ -110,16 +143,20 @@ def overlapped(tasks: Sequence[Task], charge: float) -> Schedule:
         path(lambda t: t.seconds if t.stream == "compute" else 0.3 * t.seconds),
         path(lambda t: 1.0),
     ]
-    if not communicating:
-        return _run(tasks, readers, base, 0.0)
-    best = min((_run(tasks, readers, rule, charge) for rule in rules), key=lambda s: s.total)
-    randomly = random.Random(0)
-    spread, chosen = max(base, default=0.0), base
-    for _ in range(TRIES):
-        if best.total <= least * GOOD_ENOUGH:
+    best, chosen = improved(base), base
+    for rule in rules[1:]:
+        if best.total <= enough or left <= 0:
             break
-        tried = [p + randomly.gauss(0, 0.15) * spread for p in chosen]
-        schedule = _run(tasks, readers, tried, charge)
+        schedule = improved(rule)
+        if schedule.total < best.total:
+            best, chosen = schedule, rule
+    randomly = random.Random(0)
+    for number in range(effort):
+        if best.total <= enough or left <= 0:
+            break
+        spread = max(chosen) * (0.05, 0.15, 0.3)[number % 3]
+        tried = [p + randomly.gauss(0, spread) for p in chosen]
+        schedule = improved(tried)
         if schedule.total < best.total:
             best, chosen = schedule, tried
     return best
@@ -127,12 +164,13 @@ def overlapped(tasks: Sequence[Task], charge: float) -> Schedule:
 
 def _run(
     tasks: Sequence[Task],
+    needs: Sequence[Sequence[int]],
     readers: Sequence[Sequence[int]],
     priority: Sequence[float],
     charge: float,
 ) -> Schedule:
     """List scheduling: whichever stream is free first takes its ready task of highest priority."""
-    waiting = [len(task.needs) for task in tasks]
+    waiting = [len(need) for need in needs]
     queues: dict[Stream, list[tuple[float, int]]] = {"compute": [], "communicate": []}
     for number, count in enumerate(waiting):
         if count == 0:
@@ -170,4 +208,5 @@ def _schedule(tasks: Sequence[Task], slots: Iterable[Slot], charge: float) -> Sc
         computing,
         communicating,
         bound(computing, communicating, charge),
+        charge if communicating else 0.0,
     )

@@ -96,7 +96,9 @@ class Times:
             return Phases(forward)
         inputs, weight = backward_work(kernel, self.gradient)
         again = forward if recomputed else 0.0
-        return Phases(forward, again + sum(map(self.seconds, inputs)), sum(map(self.seconds, weight)))
+        return Phases(
+            forward, again + sum(map(self.seconds, inputs)), sum(map(self.seconds, weight))
+        )
 
     def seconds(self, work: Work) -> float:
         rates = self.rates
@@ -192,9 +194,14 @@ def backward_work(kernel: Kernel, gradient: float) -> tuple[list[Work], list[Wor
     wgrad = [Work(f"{kernel.kind}_wgrad", format, kernel.flops, moved + weights, kernel.wide)]
     if product.activations.turns:  # the kept operand, quantised anew with its tiles turned
         wgrad.append(Work("", None, 0.0, 2 * kernel.read))
-    dgrad = [Work(f"{kernel.kind}_dgrad", format, kernel.flops, moved + kernel.weights, kernel.wide)]
+    dgrad = [
+        Work(f"{kernel.kind}_dgrad", format, kernel.flops, moved + kernel.weights, kernel.wide)
+    ]
     if kernel.separate and product.gradients.format is not None:
         forms = 2 if product.gradients.turns else 1
-        moved = kernel.results * (kernel.own + forms * product.gradients.bytes)
+        comes = kernel.own
+        if kernel.sent_back:  # quantised already, in one of the forms
+            comes, forms = product.gradients.bytes, forms - 1
+        moved = kernel.results * (comes + forms * product.gradients.bytes)
         dgrad.append(Work("", None, 0.0, moved))
     return dgrad, wgrad

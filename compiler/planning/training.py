@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from compiler.errors import UserError
 from compiler.planning import pipeline, streams
@@ -11,11 +11,11 @@ from compiler.planning.costs import Measured
 from compiler.planning.flat import Load
 from compiler.planning.formats import width
 from compiler.planning.memory import Held, by_format
-from compiler.planning.model import Model, Subject
+from compiler.planning.model import Model, Point, Subject
 from compiler.planning.rates import Rates
 from compiler.planning.segments import Layer, backward, forward, together
 from compiler.planning.streams import Schedule, Task
-from compiler.planning.times import Times
+from compiler.planning.times import Sent, Times
 from dsl.deploy import Stage, Train
 
 
@@ -51,6 +51,7 @@ class Step:
         seconds: of the whole step. ``parts``: mean seconds of a pipeline rank by kind of work
             (F, B, I, W, pair, bubble), and optimizer.
         run: the pipeline, event by event; ``pair``: the overlapped pair of the rank in the middle.
+        points: kernels of a layer, for a roofline.
         memory: of the rank that holds most. ``communication``, ``exposed``: seconds of collectives
             of a rank in a step, and how long computing waits for them.
     """
@@ -64,6 +65,7 @@ class Step:
     communication: float
     exposed: float
     micro_batches: int
+    points: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,12 @@ class Training:
 
     # -- a step ----------------------------------------------------------------------------------
 
-    def step(self, rates: Rates, measured: Measured | None = None) -> Step:
-        """Time and memory of a step at these rates."""
+    def step(self, rates: Rates, measured: Measured | None = None, thorough: bool = True) -> Step:
+        """Time and memory of a step at these rates.
+
+        Args:
+            thorough: many orders of a pair are tried, and memory is counted; else only time.
+        """
         deployment, train = self.subject.deployment, self.train
         gradient = width(train.gradients)
         tokens = self.model.load.tokens
@@ -153,15 +159,16 @@ class Training:
         schedule = deployment.overlap.schedule
         hides = schedule in ("dualpipe", "two_microbatches")
         charge = rates.charge(deployment.overlap.sms) if hides else 0.0
-        cut = 2 if schedule == "two_microbatches" else 1
-        plans = _Plans(stages, charge, hides, cut)
+        halves = schedule == "two_microbatches"
+        effort = streams.EFFORT if thorough else 0
+        plans = _Plans(stages, charge, hides, halves, effort)
         chunks = [
             pipeline.Times(
                 plans.forward(n).total,
                 plans.backward(n).total,
                 plans.inputs(n).total,
                 plans.weight(n).total,
-                stage.saved,
+                stage.saved if thorough else 0.0,
             )
             for n, stage in enumerate(stages)
         ]
@@ -173,8 +180,12 @@ class Training:
             turns, chunks, lambda f, b: plans.pair(f, b).total, self._send(times)
         )
         held = self._held(stages, kind)
-        optimizer = max(self._optimizer(times, h, kind) for h in held)
+        of_rank = {id(h): self._optimizer(times, h, kind) for h in held}
+        optimizer = max(of_rank.values())
         parts = {**run.parts(self.ranks), "optimizer": optimizer}
+        if not thorough:
+            memory = Memory(0.0)
+            return Step(run.end + optimizer, parts, run, self.ranks, None, memory, 0.0, 0.0, count)
         total, exposed = self._communication(run, plans)
         pairs = [e.turn for e in run.events if e.kind == "pair" and e.rank == self.ranks // 2]
         pair = None
@@ -191,6 +202,7 @@ class Training:
             total,
             exposed,
             count,
+            tuple(self.model.points(times)),
         )
 
     def _stage_of(self, rank: int, chunk: pipeline.Chunk) -> int:
@@ -213,7 +225,7 @@ class Training:
             stage = [self._stage_of(event.rank, chunk) for chunk in event.turn]
             plan = plans.of([c.kind for c in event.turn], stage)
             total += plan.communicating
-            exposed += plan.total - plans.computing_time(plan)
+            exposed += plan.exposed
         return total / self.ranks, exposed / self.ranks
 
     # -- state -----------------------------------------------------------------------------------
@@ -225,6 +237,8 @@ class Training:
             own = [stages[rank], *([stages[self.ranks - 1 - rank]] if kind == "dualpipe" else [])]
             found = {(h.path, h.layer): h for stage in own for h in stage.held}
             out.append(list(found.values()))
+            if kind == "dualpipe" and rank >= self.ranks // 2:
+                out[-1] = out[self.ranks - 1 - rank]  # its twin holds the same
         return out
 
     def _shares(self, target: str, one: Held) -> float:
@@ -234,13 +248,9 @@ class Training:
             return 1.0
         if spread == ("replicas",):
             return float(one.copies)
-        return float(
-            self.subject.deployment.mesh.ways(tuple(a for a in spread if a in one.axes))
-        )
+        return float(self.subject.deployment.mesh.ways(tuple(a for a in spread if a in one.axes)))
 
-    def _memory(
-        self, held: Sequence[Sequence[Held]], run: pipeline.Run, times: Times
-    ) -> Memory:
+    def _memory(self, held: Sequence[Sequence[Held]], run: pipeline.Run, times: Times) -> Memory:
         train = self.train
         state = width(train.master) + 2 * width(train.moments)
         buffers = self._buffers(times)
@@ -249,12 +259,18 @@ class Training:
             shares = {name: [self._shares(name, h) for h in own] for name in _STATES}
             ranks.append(
                 Memory(
-                    sum(h.elements * h.bytes / s for h, s in zip(own, shares["parameters"], strict=True)),
+                    sum(
+                        h.elements * h.bytes / s
+                        for h, s in zip(own, shares["parameters"], strict=True)
+                    ),
                     sum(
                         h.elements * width(train.gradients) / s
                         for h, s in zip(own, shares["gradients"], strict=True)
                     ),
-                    sum(h.elements * state / s for h, s in zip(own, shares["optimizer"], strict=True)),
+                    sum(
+                        h.elements * state / s
+                        for h, s in zip(own, shares["optimizer"], strict=True)
+                    ),
                     run.peaks[rank],
                     0.0,
                     buffers,
@@ -271,7 +287,9 @@ class Training:
             own = 0.0
             for kernel in block.kernels:
                 if kernel.kind in ("dispatch", "combine"):
-                    copies = kernel.read / max(1.0, times.tokens) if kernel.kind == "combine" else 0.0
+                    copies = (
+                        kernel.read / max(1.0, times.tokens) if kernel.kind == "combine" else 0.0
+                    )
                     own += copies * times.tokens or kernel.read
             collectives = max(collectives, own)
         return 2 * collectives + (4 * self.model.boundary if self.ranks > 1 else 0.0)
@@ -298,86 +316,83 @@ class Training:
                 seconds += times.transfer("all_gather", times.reduced(reduced, axes))
             if twin:  # halves are exchanged with the twin, after the group has reduced its own
                 copies = float(members[0].copies)
-                seconds += times.transfer("send", self._to_twin((reduced + weights) / 2 / copies))
+                seconds += times.transfer("send", Sent((reduced + weights) / 2 / copies, 0.0))
             state = width(train.master) + 2 * width(train.moments)
             share = sum(h.elements / self._shares("optimizer", h) for h in members)
             touched += share * (width(train.gradients) + 2 * state) + weights
         return seconds + touched / times.rates.memory()
 
-    def _to_twin(self, bytes: float):  # type: ignore[no-untyped-def]
-        from compiler.planning.times import Sent
 
-        return Sent(bytes, 0.0)
-
-
+ALONE = 1_000  # tasks placed to find an order of a chunk that runs by itself
 _STATES = ("parameters", "gradients", "optimizer")
 
 
 class _Plans:
-    """Schedules of chunks on two streams, each computed once."""
+    """Schedules of chunks on two streams; stages that are alike share them.
 
-    def __init__(self, stages: Sequence[_Stage], charge: float, hides: bool, cut: int):
+    Args:
+        hides: communication is overlapped; else it is waited for. ``charge``: the share of the
+            multiprocessors that it is left.
+        halves: a chunk runs as two micro-batches of half its size, side by side.
+        effort: spent on the order of a pair.
+    """
+
+    def __init__(
+        self, stages: Sequence[_Stage], charge: float, hides: bool, halves: bool, effort: int
+    ):
         self.stages = stages
+        self.effort = effort
         self.charge = charge
         self.hides = hides
-        self.cut = cut
-        self._known: dict[object, Schedule] = {}
+        self.halves = halves
+        alike: dict[tuple[int, ...], int] = {}
+        self._like = [alike.setdefault(tuple(map(id, s.layers)), n) for n, s in enumerate(stages)]
+        self._known: dict[tuple[str, ...], Schedule] = {}
 
-    def _plan(self, key: object, tasks: list[Task]) -> Schedule:
+    def _plan(self, kind: str, stages: Sequence[int], make: Callable[[], list[Task]]) -> Schedule:
+        key = (kind, *(str(self._like[n]) for n in stages))
         if key not in self._known:
+            tasks = make()
+            if self.halves and kind in "FB":
+                half = [replace(task, seconds=task.seconds / 2) for task in tasks]
+                tasks = together(half, half)
+            effort = self.effort if kind == "pair" or self.halves else min(self.effort, ALONE)
+            best = streams.sequential(tasks)
             if self.hides:
-                self._known[key] = streams.overlapped(tasks, self.charge)
-            else:
-                self._known[key] = streams.sequential(tasks)
+                plan = streams.overlapped(tasks, self.charge, effort)
+                best = plan if plan.total <= best.total else best
+            self._known[key] = best
         return self._known[key]
-
-    def _layers(self, stage: int) -> tuple[int, ...]:
-        return tuple(map(id, self.stages[stage].layers))
 
     def forward(self, stage: int) -> Schedule:
         layers = self.stages[stage].layers
-        return self._plan(("F", self._layers(stage)), self._halved(lambda: forward(layers)))
+        return self._plan("F", [stage], lambda: forward(layers))
 
     def backward(self, stage: int) -> Schedule:
         layers = self.stages[stage].layers
-        return self._plan(("B", self._layers(stage)), self._halved(lambda: backward(layers)))
+        return self._plan("B", [stage], lambda: backward(layers))
 
     def inputs(self, stage: int) -> Schedule:
         layers = self.stages[stage].layers
-        return self._plan(("I", self._layers(stage)), backward(layers, weights=False))
+        return self._plan("I", [stage], lambda: backward(layers, weights=False))
 
     def weight(self, stage: int) -> Schedule:
         layers = self.stages[stage].layers
-        return self._plan(("W", self._layers(stage)), backward(layers, inputs=False))
+        return self._plan("W", [stage], lambda: backward(layers, inputs=False))
 
     def pair_tasks(self, f: int, b: int) -> list[Task]:
-        return together(
-            forward(self.stages[f].layers, " F"), backward(self.stages[b].layers, " B")
-        )
+        """A forward and a backward chunk, side by side."""
+        return together(forward(self.stages[f].layers, " F"), backward(self.stages[b].layers, " B"))
 
     def pair(self, f: int, b: int) -> Schedule:
-        return self._plan(("FB", self._layers(f), self._layers(b)), self.pair_tasks(f, b))
+        return self._plan("pair", [f, b], lambda: self.pair_tasks(f, b))
 
     def of(self, kinds: Sequence[str], stages: Sequence[int]) -> Schedule:
+        """The schedule of a turn: one chunk, or a pair."""
         if len(kinds) > 1:
             return self.pair(stages[0], stages[1])
         by_kind = {"F": self.forward, "B": self.backward, "I": self.inputs, "W": self.weight}
         return by_kind[kinds[0]](stages[0])
-
-    def computing_time(self, plan: Schedule) -> float:
-        """Seconds during which something is computed."""
-        charge = self.charge if self.hides and plan.communicating else 0.0
-        return min(plan.total, plan.computing / (1 - charge))
-
-    def _halved(self, make):  # type: ignore[no-untyped-def]
-        """Two micro-batches of half the size each, side by side."""
-        tasks = make()
-        if self.cut == 1:
-            return tasks
-        from dataclasses import replace
-
-        half = [replace(t, seconds=t.seconds / self.cut) for t in tasks]
-        return together(*[half] * self.cut)
 
 
 def _overlap(stage: Stage, child: str, layers: range) -> range:
@@ -387,5 +402,3 @@ def _overlap(stage: Stage, child: str, layers: range) -> range:
             if low < high:
                 return range(low, high)
     return range(0)
-
-

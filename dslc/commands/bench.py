@@ -9,12 +9,35 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from compiler.errors import UserError
 from dslc.commands.options import add_json, positive
 from dslc.terminal import note, steps, table
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIR", type=Path, help="what dslc compile wrote")
+    parser.add_argument(
+        "directory", metavar="DIR", type=Path, nargs="?", help="what dslc compile wrote"
+    )
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="time the GPU kernels at sizes of published models instead, beside torch's",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help="with --kernels: where timings are kept (benchmarks/results/GPU.json)",
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="N",
+        type=positive,
+        default=480,
+        help="with --kernels: stop after so long; the next run goes on (%(default)s)",
+    )
+    parser.add_argument("--only", metavar="TEXT", help="with --kernels: names that hold this text")
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
@@ -45,6 +68,12 @@ def _several(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.kernels:
+        from dslc.bench.gpu import command
+
+        return command.run(options)
+    if options.directory is None:
+        raise UserError("dslc bench takes a directory that dslc compile wrote, or --kernels")
     from backends.pytorch.ahead.decoder import read_plan
     from compiler import manifest
     from dslc.bench.contestants import PEERS, Setup

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from compiler.errors import UserError
@@ -15,6 +17,7 @@ from dslc.terminal import note, progress, steps, table
 
 if TYPE_CHECKING:
     from dslc.compare import Comparison, Row
+    from dslc.effect import Effect, Error
 
 MOST_ROWS = 12  # of the table; --json has all
 
@@ -66,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
     from backends.pytorch.load import dtype_of
     from compiler.manifest import read
-    from dslc import compare
+    from dslc import compare, effect
 
     first, second = (dtype_of(d) for d in (options.dtype, options.other_dtype or options.dtype))
     short = {first, second} != {torch.float32}
@@ -82,6 +85,15 @@ def run(options: argparse.Namespace) -> int:
                 directory, options.checkpoint, dtype, given, note, options.edited, bar
             )
 
+    if options.other is not None and (pair := _one_quantised(options.directory, options.other)):
+        with steps("running") as show:
+            show("both")
+            measured = effect.effect(*pair, options.checkpoint, first, given, note, options.edited)
+        if options.json:
+            print(json.dumps({"quantised": str(pair[0]), **asdict(measured), "tokens": given}))
+        else:
+            _print_effect(measured, *pair, len(given))
+        return 0  # reported, not judged
     a = run_one(options.directory, first)
     if options.with_:
         with steps("running") as show:
@@ -94,6 +106,36 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(found, str(options.directory), name, len(given), tolerance)
     return 0 if found.first is None else 1
+
+
+def _one_quantised(a: Path, b: Path) -> tuple[Path, Path] | None:
+    """The directory that was compiled to run on quantised numbers, then the one that was not; None
+    if both or neither were."""
+    from compiler.manifest import read
+
+    is_a, is_b = (any(row.stored for row in read(d).parameters) for d in (a, b))
+    if is_a == is_b:
+        return None
+    return (a, b) if is_a else (b, a)
+
+
+def _print_effect(found: Effect, a: Path, b: Path, count: int) -> None:
+    print(f"{a} against {b}, {count} tokens; errors are |a - b| / |b|")
+    kinds: dict[str, list[Error]] = {}
+    for error in found.contractions:
+        kinds.setdefault(re.sub(r"\[\d+\]", "[*]", error.path), []).append(error)
+    rows = []
+    for kind, errors in kinds.items():
+        worst = max(errors, key=lambda e: e.error)
+        middle = median(e.error for e in errors)
+        rows.append((kind, worst.path, f"{len(errors):,}", f"{middle:.2%}", f"{worst.error:.2%}"))
+    table(("contraction alone", "worst", "measured", "median", "worst"), rows, left=2)
+    layers = [(e.path, f"{e.error:.2%}") for e in found.layers]
+    table(("layer alone, fed the same", "error of what it adds"), layers)
+    mean, most = found.kl
+    kl = f"KL of the next token {mean:.3g} nats on average, {most:.3g} at most"
+    picks = f"{found.changed:,} of {found.decisions:,} choices fell otherwise"
+    print(f"running freely: logits {found.logits:.2%}; {kl}; {picks}")
 
 
 def _random_tokens(manifest: object, count: int) -> list[int]:

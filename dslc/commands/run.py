@@ -221,9 +221,7 @@ def _open_mlir(options: argparse.Namespace, bar: Progress | None) -> Generate:
     if options.record_loads or options.placement:
         raise not_yet("--record-loads or --placement with the backend 'mlir'")
     if options.device != "cpu":
-        raise UserError(
-            f"the module in {options.directory} runs on the CPU, not on {options.device}"
-        )
+        raise UserError(f"{options.directory} runs on the CPU, not on '{options.device}'")
     model = load(
         options.directory, options.checkpoint, options.dtype, options.init_seed, progress=bar
     )

@@ -280,3 +280,46 @@ def test_verification_sees_a_value_that_is_quantised_wrongly():
 def test_nothing_is_chosen_without_a_rule():
     program = compile_model("dsv3", Choices(preset="small")).after("elaborate")
     assert select_fp8.run(program) is program and casts(program) == []
+
+
+@pytest.mark.parametrize(
+    ("shard", "ffn", "said"),
+    [
+        ("Dense.f -> tp", 512, None),
+        (
+            "Dense.f -> tp",
+            704,
+            "2 ranks (FILE:4) share the 704 elements along 'f' that the product with 'W_down' "
+            "sums, 352 each, and precision 'fp8' has tiles of 1 x 128: a part would not start on a "
+            "tile",
+        ),
+        (
+            "MLA.h -> tp",
+            512,
+            "2 ranks (FILE:4) share the 128 elements along 'h' that the product with 'W_o' sums, "
+            "64 each, and precision 'fp8' has tiles of 1 x 128: a part would not start on a tile",
+        ),
+        ("vocab -> tp", 704, None),  # nothing sums over it
+    ],
+)
+def test_parts_of_a_sum_start_on_a_tile(tmp_path, shard, ffn, said):
+    file = tmp_path / "tp.arch"
+    deploy = f"deploy tp of DeepSeekV3 from fp8 {{ mesh tp = 2\n  shard {shard} }}"
+    file.write_text(f"edition 2026\nimport dsv3\n{deploy}\n")
+    choices = Choices(preset="small", set={"ffn": ffn})
+    if said is None:
+        compile_model(str(file), choices, deploy="tp")
+        return
+    with pytest.raises(UserError) as raised:
+        compile_model(str(file), choices, deploy="tp")
+    text = str(raised.value).replace(str(file), "FILE")
+    assert re.sub(r"^\S+: ", "", text) == said
+
+
+def test_decoding_is_not_compiled_ahead_for_it(tmp_path):
+    import dslc
+
+    program = dslc.compile("dsv3", dims="small", deploy="fp8")
+    with pytest.raises(UserError, match="leave out --optimize or --deploy fp8"):
+        program.save(tmp_path / "out", optimize="float32")
+    assert not (tmp_path / "out").exists()

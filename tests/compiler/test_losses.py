@@ -40,7 +40,7 @@ def toy(folder: Path, weight: str = "") -> Program:
 
 def test_deepseek_v3_with_multi_token_prediction() -> None:
     """`deploy pretrain` trains main + 0.3 mtp: equations 24 and 25 of arXiv:2412.19437."""
-    before = compile_model(str(MODELS / "dsv3.arch"), deploy="pretrain").after("recognise")
+    before = compile_model(str(MODELS / "dsv3.arch"), deploy="pretrain").trained
     before = shrunken(before, {**shrink(before), "vocab": 7})
     program = differentiate.run(before)
     assert not problems(program)

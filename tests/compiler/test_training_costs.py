@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from compiler.passes.recompute import Recompute
 from compiler.pipeline import Compiled, compile_model
 from compiler.report import report
-from compiler.training_costs import Cost, Work, costs
+from compiler.training_costs import Cost, Work, coded, costs
 
 MODELS = Path(__file__).parents[2] / "models"
 LENGTH = 4096
@@ -19,7 +20,7 @@ def compiled(model: str, deploy: str | None = None) -> Compiled:
 
 
 def cost(model: str, deploy: str | None = None) -> Cost:
-    return costs(compiled(model, deploy).after("recognise"), LENGTH)
+    return costs(compiled(model, deploy).trained, LENGTH)
 
 
 def named(whole: Cost, body: str) -> Work:
@@ -75,6 +76,40 @@ def test_what_a_deployment_computes_again() -> None:
     up = 2 * 61 * (1536 * 128 * 192 + 512 * 128 * 256) * LENGTH
     assert spared.again - plain.again == pytest.approx(up, rel=1e-6)
     assert named(cost("dsv3", "pretrain"), "SwiGLU.call").saved == 2 * 2 * 18432 * LENGTH
+
+
+def test_which_products_run_on_quantised_numbers() -> None:
+    """Section 3.3.1 of arXiv:2412.19437: forward, dgrad and wgrad of the linear layers are FP8;
+    embedding, output head, gating and attention are not."""
+    both = compiled("dsv3", "pretrain")
+    whole = costs(both.trained, LENGTH, coded=coded(both.after("select-fp8")))
+    found = {c.body: (c.coded, c.own) for c, _ in whole.walk()}
+    fp8, own = found["SwiGLU.1.call"]
+    assert (fp8.forward, fp8.input, fp8.weight) == (own.forward, own.input, own.weight)
+    for body in ("DeepSeekV3.main", "MoE.call", "MLA.call.many.attention"):
+        assert not any(found[body][0].all), body
+    linear = sum(c.coded.training * times for c, times in whole.walk())
+    assert 0.85 < linear / whole.total.training < 0.92
+
+
+def test_a_layer_computed_again_saves_its_input() -> None:
+    """Activation checkpointing: a layer's forward pass once more, and 14 KB of each token."""
+    program = compiled("dsv3").after("recognise")
+    layers = frozenset({"Dense.call", "Sparse.call"})
+    plain, again = cost("dsv3").total, costs(program, LENGTH, again=Recompute(bodies=layers)).total
+    layer = next(c.total for c, _ in cost("dsv3").walk() if c.body == "Sparse.call")
+    assert again.training == plain.training
+    assert again.saved < 0.1 * plain.saved
+    assert 0.9 < (again.again - plain.again) / (58 * layer.forward) < 1.1
+
+
+def test_a_use_computed_again_saves_nothing_inside() -> None:
+    program = compiled("dsv3").after("recognise")
+    use = Recompute(uses=frozenset({("Sparse.call", "mlp")}))
+    plain, again = cost("dsv3").total, costs(program, LENGTH, again=use).total
+    mlp = next(c.total for c, _ in cost("dsv3").walk() if c.body == "MoE.call")
+    assert again.saved == plain.saved - 58 * mlp.saved
+    assert again.again == pytest.approx(plain.again + 58 * mlp.forward, rel=1e-3)
 
 
 def test_the_table_of_the_documentation() -> None:

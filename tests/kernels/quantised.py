@@ -14,16 +14,28 @@ FORMATS = [
     E4M3_POWERS,
     Quantised("float8_e4m3fn", "float8_e8m0fnu", 1, 32, "exponents"),
     Quantised("float8_e4m3fn", "float8_e8m0fnu", 1, 64, "nearest"),
+    Quantised("float8_e4m3fn", "float32", 1, 128, "up", grid="float8_e8m0fnu"),
     Quantised("float8_e4m3fn", "bfloat16", 1, 128),
+    Quantised("float8_e4m3fn", "float16", 1, 128),
     Quantised("float8_e5m2", "float32", 1, 128, largest=57344.0),
 ]
 
 
 def scale_of(most: Tensor, to: Quantised) -> Tensor:
     """Scales from the largest magnitudes of tiles, as they are stored."""
-    scale = torch.where(most == 0, torch.ones_like(most), most / to.largest)
-    if to.scale != "float8_e8m0fnu":
-        return scale.to(getattr(torch, to.scale))
+    scale = most / to.largest
+    if to.values == "float8_e8m0fnu":
+        scale = power_of(scale, most, to)
+    elif to.values != "float32":
+        dtype = getattr(torch, to.values)
+        scale = scale.clamp(max=torch.finfo(dtype).max).to(dtype).float()
+    scale = torch.where((most == 0) | (scale == 0), torch.ones_like(scale), scale)
+    scale = torch.where(most.isfinite(), scale, torch.full_like(scale, torch.nan))
+    return scale.to(getattr(torch, to.scale))
+
+
+def power_of(scale: Tensor, most: Tensor, to: Quantised) -> Tensor:
+    """The power of two that a scale becomes; the least is 2^-127."""
     values = 2.0 ** torch.arange(-127, 128, dtype=torch.float64)
     wide = scale.double()[..., None]
     if to.rounding == "up":
@@ -31,13 +43,9 @@ def scale_of(most: Tensor, to: Quantised) -> Tensor:
     elif to.rounding == "exponents":
         least = torch.tensor(to.largest).double().log2().floor()
         code = (most.double().log2().floor() - least + 127).clamp(0, 254)
-        code = torch.where(most == 0, torch.full_like(code, 127), code)
     else:
-        middle = (values[1:] + values[:-1]) / 2
-        below, upto = (middle < wide).sum(-1), (middle <= wide).sum(-1)
-        code = torch.where(below % 2 == 0, below, upto)
-    code = torch.where(most.isfinite(), code, torch.full_like(code, 255))
-    return code.to(torch.uint8).view(torch.float8_e8m0fnu)
+        code = ((values[1:] + values[:-1]) / 2 <= wide).sum(-1)
+    return values[code.nan_to_num(0).long().clamp(max=254)].float()
 
 
 def tiled(x: Tensor, rows: int, columns: int) -> Tensor:

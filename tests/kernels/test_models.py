@@ -60,3 +60,16 @@ def test_quantised_model_is_as_near_as_on_the_cpu(tmp_path: Path) -> None:
     compile_file("dsv3", dims="small").save(tmp_path / "exact")
     exact = logits(dslc.load(tmp_path / "exact", dtype="float32", seed=1, **PLACE))
     assert away(logits(gpu), exact) <= 1.3 * away(logits(plain), exact)
+
+
+def test_generates_from_pages_as_the_cpu_does(tmp_path: Path) -> None:
+    """Prompts of two lengths, one in two parts, then token by token; float32, so tokens agree."""
+    plain, gpu = both(tmp_path, "dsv3", "float32", dims="small", set={"layers": 2, "dense": 1})
+    tokens = [m.generate(TOKENS, lengths=LENGTHS, max_new_tokens=3) for m in (plain, gpu)]
+    assert all(torch.equal(a, b) for a, b in zip(*tokens, strict=True))
+    caches = [m.new_cache(2, capacity=70) for m in (plain, gpu)]
+    for part in (TOKENS[:, :5], TOKENS[:, 5:], TOKENS[:, :1]):
+        found = [
+            m(part, cache=cache).detach() for m, cache in zip((plain, gpu), caches, strict=True)
+        ]
+        assert away(found[1], found[0]) < 2e-5

@@ -5,8 +5,14 @@ import torch
 from quantised import E4M3, E4M3_POWERS, FORMATS, quantise, same_bits
 from running_kernels import compiles, load
 
+from backends.pytorch.runtime.fp8 import quantize as rows_of_codes
+from backends.triton.families.formats import quantised
 from backends.triton.families.quantise import Quantise, generate
 from backends.triton.targets import SM_90, SM_100
+from compiler.coding import Coding
+from dsl.deploy import Stored
+from dsl.formats import Tile
+from dsl.program import open_program
 
 
 def run(x, to):
@@ -28,6 +34,36 @@ def test_codes_and_scales_are_exact(to) -> None:
     expected, expected_scales = quantise(x, to)
     assert same_bits(scales, expected_scales)
     assert same_bits(codes, expected)
+
+
+@pytest.mark.parametrize("name", ["e4m3", "e5m2", "e4m3_ue8m0", "mxfp8"])
+def test_declared_formats(name: str) -> None:
+    """From its declaration to a kernel, and bit for bit the reference that the passes use."""
+    format = open_program("dsv3").formats[name]
+    tile = format.tile or Tile(1, 128)
+    torch.manual_seed(0)
+    x = torch.randn(9, 300) * torch.logspace(-40, 30, 9)[:, None]
+    x[2, :128], x[3, 7], x[4, 200] = 0, float("nan"), float("inf")
+    codes, scales = run(x, quantised(Stored(format, tile)))
+    expected = rows_of_codes(x, Coding(format, tile.rows, tile.columns))
+    assert same_bits(scales, expected.scales) and same_bits(codes, expected.codes)
+
+
+@pytest.mark.parametrize(
+    ("name", "tile", "why"),
+    [
+        ("mxfp4", None, "no GPU format has the codes of 'mxfp4'"),
+        ("int8", Tile(1, 128), "no GPU format has the codes of 'int8'"),
+        ("bf16", Tile(1, 128), "'bf16 1 x 128' has no scales"),
+        ("e4m3", Tile(1, 96), "kernels have no tiles of 1 x 96"),
+        ("e4m3", Tile(1, None), "kernels have no tiles of 1 x all"),
+        ("e4m3", Tile(1, 16), "tiles of 1 x 16 are narrower than a product of tensor cores"),
+    ],
+)
+def test_formats_without_kernels(name: str, tile, why: str) -> None:
+    format = open_program("dsv3").formats[name]
+    with pytest.raises(ValueError, match=why):
+        quantised(Stored(format, tile or format.tile))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5])

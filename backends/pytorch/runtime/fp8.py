@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import frexp
 from typing import Any
@@ -107,12 +107,14 @@ class Coded:
         codes: ``[*rows, *columns]``, in ``code_type(coding.format)``.
         scales: float32 ``[*rows, tiles]``; a tile is ``coding.columns`` of the flattened columns.
         columns: how many axes are columns.
+        exact: what was quantised, where somebody asked to keep it (``dslc compare``).
     """
 
     codes: Tensor
     scales: Tensor
     coding: Coding
     columns: int = 1
+    exact: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -129,10 +131,15 @@ class Coded:
         scales = self.scales.repeat_interleave(size, -1)[..., : codes.shape[-1]]
         return (codes * scales).to(dtype).reshape(self.codes.shape)
 
+    def of(self, exact: Tensor) -> Coded:
+        """The same, and what it was."""
+        return replace(self, exact=exact)
+
     # What routing does with rows: the same to codes and scales.
 
     def _rows(self, change: Callable[[Tensor], Tensor]) -> Coded:
-        return Coded(change(self.codes), change(self.scales), self.coding, self.columns)
+        exact = None if self.exact is None else change(self.exact)
+        return Coded(change(self.codes), change(self.scales), self.coding, self.columns, exact)
 
     def __getitem__(self, index: Any) -> Coded:
         return self._rows(lambda part: part[index])
@@ -151,6 +158,7 @@ class Coded:
             self.scales.expand(*rows, self.scales.shape[-1]),
             self.coding,
             self.columns,
+            None if self.exact is None else self.exact.expand(*shape),
         )
 
 

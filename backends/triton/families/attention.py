@@ -124,6 +124,12 @@ class AttentionSpec:
         return sum(term.query.dim for term in self.terms)
 
     @property
+    def dense(self) -> bool:
+        """No tensor is a part of a wider one."""
+        operands = (*self.stored, *(term.query for term in self.terms))
+        return not any(rows.token_stride or rows.head_stride for rows in operands)
+
+    @property
     def query_bytes(self) -> int:
         """Bytes of a query and its result, all heads."""
         return self.heads * (self.score_dim + self.held.dim) * self.width

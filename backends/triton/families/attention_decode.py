@@ -60,6 +60,7 @@ def generate(spec: AttentionSpec, target: Target) -> Operator:
         launcher=_launcher(spec, name, arguments, resident(spec, target, ordered[0])),
         traffic=lambda sizes: traffic(spec, sizes, ordered[0]),
         shown=shown,
+        dense=spec.dense,
         example=lambda sizes, device: tuple(
             example(spec, [*tensors(arguments), *_more(spec)], sizes, device).values()
         ),

@@ -49,6 +49,7 @@ def generate(spec: AttentionSpec, target: Target) -> Operator:
         launcher=_launcher(spec, name, arguments),
         traffic=lambda sizes: traffic(spec, sizes, ordered[0]),
         shown=shown,
+        dense=spec.dense,
         example=lambda sizes, device: tuple(
             example(spec, [*tensors(arguments), "most_queries"], sizes, device).values()
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import frexp
 
+from backends.triton.targets import Target
 from dsl.deploy import Stored
 from dsl.formats import NumberFormat
 
@@ -30,6 +31,7 @@ SHORT = {
     "float16": "f16",
     POWERS: "ue8m0",
 }
+MOST = {"bfloat16": 3.3895313892515355e38, "float16": 65504.0}  # what is more is stored as that
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2} | dict.fromkeys((*ELEMENTS.values(), POWERS), 1)
 
 
@@ -39,9 +41,11 @@ class Quantised:
 
     Attributes:
         element: torch's dtype of a code.
-        scale: torch's dtype of a scale.
+        scale: torch's dtype in which scales are kept.
         rounding: how the scale comes from a tile's largest magnitude: nearest, up, exponents.
         largest: the greatest finite value of ``element``.
+        grid: torch's dtype that has the values of scales, if that is not ``scale``: powers of two
+            may be kept as float32.
     """
 
     element: str
@@ -50,11 +54,18 @@ class Quantised:
     columns: int
     rounding: str = "nearest"
     largest: float = 448.0
+    grid: str | None = None
+
+    @property
+    def values(self) -> str:
+        """The dtype that has the values of scales."""
+        return self.grid or self.scale
 
     @property
     def short(self) -> str:
         """In names of kernels."""
-        name = SHORT[self.element] + ("" if self.scale == "float32" else f"_{SHORT[self.scale]}")
+        name = SHORT[self.element] + ("" if self.values == "float32" else f"_{SHORT[self.values]}")
+        name += f"_in_{SHORT[self.scale]}" if self.values != self.scale else ""
         rounded = "" if self.rounding == "nearest" else f"_{self.rounding}"
         return f"{name}{rounded}_{self.rows}x{self.columns}"
 
@@ -68,8 +79,11 @@ class Quantised:
         return rows * columns * BYTES[self.element] + down * across * BYTES[self.scale]
 
 
-def quantised(stored: Stored) -> Quantised:
+def quantised(stored: Stored, kept: str | None = "float32") -> Quantised:
     """What kernels are generated for where a precision rule stores an operand like this.
+
+    Args:
+        kept: torch's dtype in which scales are kept, whatever their format; None: as their format.
 
     Raises:
         ValueError: no kernel reads or writes such codes; the message says why.
@@ -89,7 +103,20 @@ def quantised(stored: Stored) -> Quantised:
         raise ValueError(f"kernels have no tiles of {tile}")
     if tile.columns < 32:
         raise ValueError(f"tiles of {tile} are narrower than a product of tensor cores")
-    return Quantised(element, scale, tile.rows, tile.columns, found.rounding, found.largest)
+    sides = (tile.rows, tile.columns)
+    grid = None if kept in (None, scale) else scale
+    return Quantised(element, kept or scale, *sides, found.rounding, found.largest, grid)
+
+
+def supported(target: Target, *formats: Quantised | None) -> None:
+    """Nothing, if the GPU converts to the codes of these formats and from them.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for format in formats:
+        if format is not None and not target.fp8:
+            raise ValueError(f"{target.name} has no {format.element}")
 
 
 def _scale(found: NumberFormat) -> str | None:
@@ -118,49 +145,54 @@ def power_of_two(code):
 
 def tile_scale_helper(to: Quantised) -> tuple[str, str]:
     """Name and text: a tile's scale (as stored, and its value) from its largest magnitude."""
-    name = f"tile_scale_{SHORT[to.scale]}_{to.rounding}_{to.largest:g}".replace(".", "_")
-    if to.scale == "float32":
-        about, lines = "as both are float32", "    return scale, scale"
-    elif to.scale != POWERS:
-        about = f"rounded to {to.scale}"
-        lines = (
-            f"    stored = scale.to({LANGUAGE[to.scale]})\n    return stored, stored.to(tl.float32)"
-        )
+    name = f"tile_scale_{SHORT[to.values]}_{to.rounding}_{to.largest:g}".replace(".", "_")
+    if to.values == POWERS:
+        about = f"a power of two; rounding: {to.rounding}"
+        found = _exponent(to)
+        code, value = "exponent.to(tl.uint8)", "power_of_two(exponent)"
     else:
-        about = f"a power of two, as an exponent; rounding: {to.rounding}"
-        lines = _exponent(to)
-    head = f'''
+        about = f"a number of {to.values}"
+        dtype, most = LANGUAGE[to.values], MOST.get(to.values)
+        found = "" if most is None else f"scale = tl.minimum(scale, {most}).to({dtype})\n    "
+        found += "scale = scale.to(tl.float32)\n    " if found else ""
+        found += "scale = tl.where(scale == 0.0, 1.0, scale)"
+        found += '\n    scale = tl.where(most < float("inf"), scale, float("nan"))'
+        code, value = f"scale.to({dtype})" if to.values != "float32" else "scale", "scale"
+    if to.scale != to.values:
+        name, code = f"{name}_in_{SHORT[to.scale]}", "value"
+    return (
+        name,
+        f'''
 @triton.jit
 def {name}(most):
     """A tile's scale as stored and as a number, from its largest magnitude: {about}.
 
-    A tile of zeros has the scale 1; what is infinite or NaN makes a scale that is, too.
+    It is 1 for a tile of zeros, and NaN if the tile has a NaN or an infinity.
     """
-    full = tl.full(most.shape, {to.largest}, tl.float32)
-    scale = tl.where(most == 0.0, 1.0, tl.div_rn(most, full))
-'''
-    return name, head + lines + "\n"
+    scale = tl.div_rn(most, tl.full(most.shape, {to.largest}, tl.float32))
+    {found}
+    value = {value}
+    return {code}, value
+''',
+    )
 
 
 def _exponent(to: Quantised) -> str:
+    """The exponent of a scale; what is smaller than the least power of two becomes that."""
     if to.rounding == "exponents":
         least = frexp(to.largest)[1] - 1
-        found = f"""\
-    exponent = tl.maximum((most.to(tl.int32, bitcast=True) >> 23) - {least}, 0)
-    exponent = tl.where(most == 0.0, 127, exponent)"""
+        found = f"exponent = tl.maximum((most.to(tl.int32, bitcast=True) >> 23) - {least}, 0)"
     elif to.rounding == "up":
         found = """\
-    bits = scale.to(tl.int32, bitcast=True)
+bits = scale.to(tl.int32, bitcast=True)
     exponent = tl.where(bits <= 0x00400000, 0, (bits + 0x007FFFFF) >> 23)"""
-    else:
+    else:  # one and a half is a tie between 1 and 2 steps, and 2 is even
         found = """\
-    bits = scale.to(tl.int32, bitcast=True)
-    exponent = (bits + 0x003FFFFF + ((bits >> 23) & 1)) >> 23
-    exponent = tl.where(bits <= 0x00600000, 0, exponent)"""
+bits = scale.to(tl.int32, bitcast=True)
+    exponent = tl.where(bits < 0x00600000, 0, (bits + 0x00400000) >> 23)"""
     return f"""{found}
-    exponent = tl.where(most < float("inf"), exponent, 255)
-    stored = exponent.to(tl.uint8)
-    return stored, power_of_two(stored)"""
+    exponent = tl.where(most == 0.0, 127, exponent)
+    exponent = tl.where(most < float("inf"), exponent, 255)"""
 
 
 def largest_helper() -> tuple[str, str]:
@@ -182,5 +214,5 @@ def largest(values, axis: tl.constexpr):
 
 def quantising_helpers(to: Quantised) -> tuple[tuple[str, str], ...]:
     """What a kernel that quantises calls: the last is the function that gives a tile's scale."""
-    powers = (power_of_two_helper(),) if to.scale == POWERS else ()
+    powers = (power_of_two_helper(),) if to.values == POWERS else ()
     return (*powers, largest_helper(), tile_scale_helper(to))

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from backends.triton.families.formats import BYTES, LANGUAGE, Quantised, quantising_helpers
+from backends.triton.families.formats import (
+    BYTES,
+    LANGUAGE,
+    Quantised,
+    quantising_helpers,
+    supported,
+)
 from backends.triton.families.quantise import allocate_scales, as_argument, scale_arguments
 from backends.triton.kernel import Config, Kernel, Operator, Traffic, pointer, size
 from backends.triton.targets import Target
@@ -45,6 +51,7 @@ def generate(spec: Gated, target: Target) -> Operator:
 
     Stacked, ``gate, up`` is one tensor. With a capacity, tensors are [experts, capacity, ...].
     """
+    supported(target, spec.to)
     name = f"gated_{spec.name}_{spec.width}" + ("_stacked" if spec.stacked else "")
     if spec.dtype != "bfloat16":
         name += f"_{spec.dtype}"

@@ -3,110 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import gcd
 
 from backends.triton.families import product as text
-from backends.triton.families.formats import BYTES, Quantised
+from backends.triton.families.formats import supported
+from backends.triton.families.gemm_spec import (
+    Gemm,
+    columns,
+    name_of,
+    part,
+    product_of,
+    shape_of,
+    times,
+)
 from backends.triton.families.product import Product, inside, lines
 from backends.triton.families.tiling import (
     MACHINES,
-    Shape,
     bound,
     configured,
     thin_bytes,
     thin_configs,
+    thin_seconds,
     wide_bytes,
     wide_configs,
+    wide_seconds,
 )
-from backends.triton.kernel import Kernel, Operator, Traffic, pointer
+from backends.triton.kernel import Config, Kernel, Operator, Traffic, pointer
 from backends.triton.targets import Target
 
-THIN = 64  # rows up to which weights are the tensor cores' rows
+__all__ = ["Gemm", "generate"]
 
-
-@dataclass(frozen=True)
-class Gemm:
-    """``out[m, p, n] = sum_k a[m, p, k] * w[p, n, k]``, with ``w`` a part of a stored matrix.
-
-    Attributes:
-        n, k: of one of the ``parts`` (heads); a plain linear map has one.
-        own: each part has its own ``k`` columns of ``a``; else all share them.
-        stored: rows and columns of the stored matrix; None: what the parts take.
-        row, column: where in it the first part starts; step: rows from one part to the next.
-        transposed: a part's stored rows are summed: ``w[p, k, n]``.
-        weights, activations: formats of the operands; None: ``dtype``. Quantised weights alone are
-            multiplied as numbers of ``dtype``.
-        a_row: elements from one row of ``a`` to the next; None: rows lie side by side.
-        dtype, out: torch's dtypes.
-
-    Raises:
-        ValueError: K does not start on a tile of scales, or a stored matrix is too small.
-    """
-
-    n: int
-    k: int
-    parts: int = 1
-    own: bool = False
-    stored: tuple[int, int] | None = None
-    row: int = 0
-    column: int = 0
-    step: int = 0
-    transposed: bool = False
-    weights: Quantised | None = None
-    activations: Quantised | None = None
-    a_row: int | None = None
-    dtype: str = "bfloat16"
-    out: str = "bfloat16"
-
-    def __post_init__(self) -> None:
-        if self.activations and not self.weights:
-            raise ValueError("quantised activations need quantised weights")
-        if self.activations and self.activations.rows != 1:
-            raise ValueError("activations have a scale for each row")
-        if self.activations and self.transposed:
-            raise ValueError("8-bit products sum along stored columns")
-        down, across = (self.k, self.n) if self.transposed else (self.n, self.k)
-        rows, columns = self.matrix
-        last = self.row + (self.parts - 1) * self.between + down
-        if last > rows or self.column + across > columns:
-            raise ValueError(f"a matrix of {rows} x {columns} has no such part")
-        if self.weights and self.block_k < 16:
-            tile = f"{self.weights.rows} x {self.weights.columns}"
-            raise ValueError(f"what is summed does not start on a tile of {tile}")
-
-    @property
-    def between(self) -> int:
-        """Rows from one part to the next."""
-        return self.step or (self.k if self.transposed else self.n)
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """Rows and columns of the stored matrix."""
-        if self.stored is not None:
-            return self.stored
-        if self.transposed:
-            return self.row + self.parts * self.between, self.column + self.n
-        return self.row + self.parts * self.between, self.column + self.k
-
-    @property
-    def a_columns(self) -> int:
-        return self.k * (self.parts if self.own else 1)
-
-    @property
-    def starts(self) -> int:
-        """The greatest number that the first stored rows of all parts are multiples of; 0: any."""
-        return gcd(self.row, self.between if self.parts > 1 else 0)
-
-    @property
-    def block_k(self) -> int:
-        """How much of K a tile has: within one tile of scales of each operand."""
-        if self.weights is None:
-            return 64
-        block = self.weights.rows if self.transposed else self.weights.columns
-        start = self.starts if self.transposed else self.column
-        block = gcd(128, block, start)
-        return gcd(block, self.activations.columns) if self.activations else block
+FEW = (16, 32, 64, 128, 256)  # rows for which weights may be the tensor cores' rows
 
 
 def generate(spec: Gemm, target: Target) -> Operator:
@@ -115,114 +41,27 @@ def generate(spec: Gemm, target: Target) -> Operator:
     ``a`` [rows, K] (of parts with own columns [rows, parts * K]), ``a_scales`` [rows, tiles] in any
     strides, ``w`` and ``w_scales`` as they are stored, ``out`` [rows, parts * N].
     """
-    if (spec.weights is not None) and spec.activations is not None and not target.fp8:
-        raise ValueError(f"{target.name} does not multiply {spec.weights.element}")
+    supported(target, spec.weights, spec.activations)
     p = product_of(spec, target)
     name = name_of(spec, p)
     only = spec.transposed or (spec.weights is not None and spec.activations is None)
-    thin = _thin(spec, p, f"{name}_few_rows", target, only)
-    kernels: tuple[Kernel, ...] = (thin,)
-    if not only:
-        kernels = (thin, _wide(spec, p, f"{name}_kernel", target))
+    kernels: tuple[Kernel, ...]
+    few = None
+    if only:
+        kernels = (_thin(spec, p, f"{name}_few_rows", target, (*FEW, None)),)
+    else:
+        wide = _wide(spec, p, f"{name}_kernel", target)
+        few = _few(spec, p, target, wide)
+        counts = (*(count for count in FEW if count < few), None)
+        kernels = (_thin(spec, p, f"{name}_few_rows", target, counts, few), wide)
     return Operator(
         name=name,
         kernels=kernels,
-        launcher=_launcher(spec, p, name, kernels),
-        traffic=lambda sizes: _traffic(spec, p, target, kernels, sizes),
+        launcher=_launcher(spec, p, name, kernels, few),
+        traffic=lambda sizes: _traffic(spec, target, kernels, few, sizes),
         shown={"tokens": 4096},
+        dense=spec.activations is None and spec.a_row is None,  # scales lie tile after tile
     )
-
-
-def name_of(spec: Gemm, p: Product) -> str:
-    name = f"gemm_{spec.n}x{spec.k}_{p.short}"
-    if spec.parts > 1:
-        name += f"_{spec.parts}{'_own' if spec.own else ''}_parts"
-    if spec.transposed:
-        name += "_transposed"
-    if spec.row or spec.column or spec.stored or spec.step:
-        rows, columns = spec.matrix
-        name += f"_of_{rows}x{columns}_from_{spec.row}_{spec.column}"
-        name += f"_step_{spec.step}" if spec.step else ""
-    return name + (f"_a_{spec.a_row}" if spec.a_row else "")
-
-
-def product_of(spec: Gemm, target: Target) -> Product:
-    rows, columns = spec.matrix
-    a_row = spec.a_row or spec.a_columns
-    a_dtype = spec.activations.element if spec.activations else spec.dtype
-    w_dtype = spec.weights.element if spec.weights else spec.dtype
-    starts = (a_row, spec.k if spec.own else 0)
-    fetched = text.has_descriptors(target, spec.k, a_dtype, w_dtype, starts, columns)
-    if spec.column * BYTES[w_dtype] % text.DESCRIPTOR_ALIGNMENT:
-        fetched = False
-    if spec.own and spec.k % spec.block_k:
-        fetched = False  # a tile of `a` would reach into the next part
-    by_row, scale_at = _scales(spec)
-    return Product(
-        n=spec.n,
-        k=spec.k,
-        w_rows=rows,
-        w_columns=columns,
-        column=spec.column,
-        a_row=a_row,
-        out_row=spec.parts * spec.n,
-        transposed=spec.transposed,
-        weights=spec.weights,
-        activations=spec.activations,
-        dtype=spec.dtype,
-        out=spec.out,
-        by_row=by_row,
-        descriptors=fetched,
-        scale_at=scale_at,
-        block_k=spec.block_k,
-    )
-
-
-def _scales(spec: Gemm) -> tuple[bool, str]:
-    """Whether a tile's weights may have several scales, and where the first are."""
-    if spec.weights is None:
-        return False, ""
-    tall, wide = spec.weights.rows, spec.weights.columns
-    across = spec.weights.scales(*spec.matrix)[1]
-    if spec.transposed:
-        one = gcd(spec.column, wide) % 128 == 0 or spec.column + spec.n <= wide
-        return not one, f"({spec.column} + n{'0' if one else ''}) // {wide}"
-    one = gcd(spec.starts, tall) % 128 == 0
-    row = "w_row" if one else "(w_row + tl.arange(0, BLOCK_N))"
-    first = spec.column // wide
-    return not one, f"{row} // {tall} * {across}" + (f" + {first}" if first else "")
-
-
-def _times(spec: Gemm) -> str:
-    return f"{spec.parts} * " if spec.parts > 1 else ""
-
-
-def _part(spec: Gemm, tiles: str) -> str:
-    """From the tile ``across`` to the part, ``n0`` and the first stored row."""
-    row = f"{spec.row} + " if spec.row else ""
-    if spec.parts == 1:
-        found = "n0 = across * BLOCK_N" if tiles == "thin" else "n0 = across * WIDE"
-        if spec.transposed:
-            return f"{found}\nw_k = tl.full((), {spec.row}, tl.int32)"
-        return f"{found}\nw_row = {row}n0"
-    wide = "BLOCK_N" if tiles == "thin" else "WIDE"
-    found = f"""\
-part = across // tl.cdiv(N, {wide})
-n0 = across % tl.cdiv(N, {wide}) * {wide}
-"""
-    if spec.transposed:
-        return f"{found}w_k = {row}part * {spec.between}"
-    return f"{found}w_row = {row}part * {spec.between} + n0"
-
-
-def _columns(spec: Gemm, p: Product) -> tuple[str, str, str]:
-    """First column of ``a``, its first tile of scales, first column of ``out``."""
-    if spec.parts == 1:
-        return "", "", ""
-    if not spec.own:
-        return "", "", "part * N"
-    tiles = spec.activations.scales(1, spec.k)[1] if spec.activations else 0
-    return "part * K", f"part * {tiles}", "part * N"
 
 
 def _about(spec: Gemm, p: Product) -> str:
@@ -250,7 +89,7 @@ def _wide(spec: Gemm, p: Product, name: str, target: Target) -> Kernel:
         widest=_widest(spec, p),
         counts=(128, 256, 512, 1024, 2048, None),
     )
-    a_column, a_tile, out_column = _columns(spec, p)
+    a_column, a_tile, out_column = columns(spec, p)
     wide = "BLOCK_N * HALVES" if p.halves else "BLOCK_N"
     loop = lines(
         "# GROUP tiles down, then across: what neighbours read stays in the L2 cache.",
@@ -259,7 +98,7 @@ def _wide(spec: Gemm, p: Product, name: str, target: Target) -> Kernel:
         "high = min(m_tiles - first, GROUP)",
         "m0 = (first + tile % strip % high) * BLOCK_M",
         "across = tile % strip // high",
-        _part(spec, "wide"),
+        part(spec, "wide"),
         text.wide_sums(p, a_column, a_tile),
         text.wide_store(p, out_column),
     )
@@ -269,7 +108,7 @@ def _wide(spec: Gemm, p: Product, name: str, target: Target) -> Kernel:
         "end = rows",
         text.wide_descriptors(p, "rows", spec.a_columns),
         "m_tiles = tl.cdiv(rows, BLOCK_M)",
-        f"n_tiles = {_times(spec)}tl.cdiv(N, WIDE)",
+        f"n_tiles = {times(spec)}tl.cdiv(N, WIDE)",
         "for tile in tl.range(tl.program_id(0), m_tiles * n_tiles, PROGRAMS):",
         inside(loop, 1),
     )
@@ -298,25 +137,52 @@ def _widest(spec: Gemm, p: Product) -> int:
 PARTIAL = (pointer("partial", "float32"), pointer("arrived", "int32"))
 
 
-def _thin(spec: Gemm, p: Product, name: str, target: Target, only: bool) -> Kernel:
-    """``only``: it also takes many rows."""
-    configs, candidates = thin_configs(
+Counts = tuple[int | None, ...]
+
+
+def _thin_configs(
+    spec: Gemm, p: Product, target: Target, counts: Counts, most: int
+) -> tuple[tuple[Config, ...], tuple[Config, ...]]:
+    return thin_configs(
         lambda rows: shape_of(spec, rows),
         target,
         block_k=p.block_k,
         k_tiles=p.k_tiles,
         narrowest=spec.n,
-        counts=(16, 32, THIN, None) if only else (16, 32, None),
+        counts=counts,
         split=True,
-        most=4096 if only else THIN,
+        most=most,
+        tallest=128 if spec.weights is None else 64,
     )
-    a_column, a_tile, out_column = _columns(spec, p)
+
+
+def _few(spec: Gemm, p: Product, target: Target, wide: Kernel) -> int:
+    """Up to how many rows a thin kernel is faster, by the model; 64 at least."""
+    machine, few = MACHINES[target.name], 64
+    for rows in (128, 256):
+        shape = shape_of(spec, rows)
+        thin = _thin_configs(spec, p, target, (None,), rows)[0][0]
+        config = configured(wide, rows)
+        programs = config.constants["PROGRAMS"] // machine.processors
+        if few == rows // 2 and thin_seconds(shape, thin, machine) < wide_seconds(
+            shape, config, machine, programs, p.scaled
+        ):
+            few = rows
+    return few
+
+
+def _thin(
+    spec: Gemm, p: Product, name: str, target: Target, counts: Counts, most: int = 4096
+) -> Kernel:
+    configs, candidates = _thin_configs(spec, p, target, counts, most)
+    a_column, a_tile, out_column = columns(spec, p)
     body = lines(
         p.constants(),
-        "across = tl.program_id(0)",
-        "m0 = tl.program_id(1) * BLOCK_M",
+        "# Programs that share weights are neighbours: those come from memory once.",
+        "m0 = tl.program_id(0) * BLOCK_M",
+        "across = tl.program_id(1)",
         "end = rows",
-        _part(spec, "thin"),
+        part(spec, "thin"),
         "first = tl.program_id(2) * tl.cdiv(K_TILES, SPLIT)",
         "last = min(first + tl.cdiv(K_TILES, SPLIT), K_TILES)",
         text.thin_sums(p, "first", "last", a_column, a_tile),
@@ -354,21 +220,6 @@ for split in tl.range(SPLIT):  # from L2: what others stored may be old in this 
     sums += tl.load(partial_at + split * (BLOCK_M * BLOCK_N), cache_modifier=".cg")"""
 
 
-def shape_of(spec: Gemm, rows: int) -> Shape:
-    """What the model of the machine is asked: parts count as columns."""
-    a = spec.activations.stored_bytes(1, spec.k) / spec.k if spec.activations else None
-    w = spec.weights.stored_bytes(*spec.matrix) if spec.weights else None
-    each = BYTES[spec.dtype]
-    return Shape(
-        m=rows,
-        n=spec.n * spec.parts,
-        k=spec.k,
-        a_bytes=each if a is None else a,
-        w_bytes=each if w is None else w / (spec.matrix[0] * spec.matrix[1]),
-        out_bytes=BYTES[spec.out],
-    )
-
-
 def _cost(spec: Gemm, target: Target, rows: int) -> str:
     shape, machine = shape_of(spec, rows), MACHINES[target.name]
     slow = "memory" if bound(shape, machine) == shape.compulsory else "the tensor cores"
@@ -378,13 +229,15 @@ def _cost(spec: Gemm, target: Target, rows: int) -> str:
     )
 
 
-def _launcher(spec: Gemm, p: Product, name: str, kernels: tuple[Kernel, ...]) -> str:
+def _launcher(
+    spec: Gemm, p: Product, name: str, kernels: tuple[Kernel, ...], few: int | None
+) -> str:
     takes = f"a [rows, {spec.a_columns}] -> [rows, {spec.parts * spec.n}]"
-    few = f"""\
+    thin = f"""\
 config = pick({kernels[0].name}_configs, rows)
 grid = (
-    {_times(spec)}triton.cdiv({spec.n}, config["BLOCK_N"]),
     triton.cdiv(rows, config["BLOCK_M"]),
+    {times(spec)}triton.cdiv({spec.n}, config["BLOCK_N"]),
     config["SPLIT"],
 )
 tiles = grid[0] * grid[1] if config["SPLIT"] > 1 else 0
@@ -394,13 +247,13 @@ arrived = torch.zeros(tiles, dtype=torch.int32, device=a.device)
 {kernels[0].name}[grid](
     {p.passed("partial, arrived")}, **config
 )"""
-    test = "if rows:" if len(kernels) == 1 else f"if 0 < rows <= {THIN}:"
-    body = lines(test, inside(few, 1))
+    test = "if rows:" if few is None else f"if 0 < rows <= {few}:"
+    body = lines(test, inside(thin, 1))
     if len(kernels) == 2:
         wide = 'config["BLOCK_N"] * config["HALVES"]' if p.halves else 'config["BLOCK_N"]'
         many = f"""\
 config = pick({kernels[1].name}_configs, rows)
-tiles = triton.cdiv(rows, config["BLOCK_M"]) * {_times(spec)}triton.cdiv({spec.n}, {wide})
+tiles = triton.cdiv(rows, config["BLOCK_M"]) * {times(spec)}triton.cdiv({spec.n}, {wide})
 {kernels[1].name}[(min(config["PROGRAMS"], tiles),)](
     {p.passed()}, **config
 )"""
@@ -417,14 +270,14 @@ def {name}({p.parameters()}):
 
 def _traffic(
     spec: Gemm,
-    p: Product,
     target: Target,
     kernels: tuple[Kernel, ...],
+    few: int | None,
     sizes: Mapping[str, int],
 ) -> Traffic:
     rows, machine = sizes["tokens"], MACHINES[target.name]
     shape = shape_of(spec, rows)
-    kernel = kernels[-1] if rows > THIN else kernels[0]
+    kernel = kernels[-1] if few is not None and rows > few else kernels[0]
     config = configured(kernel, rows)
     if "SPLIT" in config.constants:
         moved = thin_bytes(shape, config.constants, machine)

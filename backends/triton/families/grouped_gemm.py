@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import gcd
 
 from backends.triton.families import product as text
-from backends.triton.families.formats import BYTES, Quantised
+from backends.triton.families.formats import BYTES, Quantised, supported
 from backends.triton.families.product import Product, inside, lines
 from backends.triton.families.tiling import (
     MACHINES,
@@ -75,8 +75,7 @@ def generate(spec: GroupedGemm, target: Target) -> Operator:
     an expert has on average, which picks the tiles.
     ``a_scales`` [rows, tiles] in any strides, ``w`` [experts, N, K], ``w_scales`` [experts, ...].
     """
-    if spec.activations is not None and not target.fp8:
-        raise ValueError(f"{target.name} does not multiply {spec.activations.element}")
+    supported(target, spec.weights, spec.activations)
     p = product_of(spec, target)
     name = f"grouped_gemm_{spec.experts}x{spec.n}x{spec.k}_{p.short}"
     if spec.capacity is not None:
@@ -90,6 +89,7 @@ def generate(spec: GroupedGemm, target: Target) -> Operator:
         kernels=kernels,
         launcher=_launcher(spec, p, name, kernels),
         traffic=lambda sizes: _traffic(spec, target, kernels, sizes),
+        dense=spec.activations is None,  # scales lie tile after tile
         shown={"tokens": 32768 if spec.capacity is None else 16 * spec.experts},
     )
 
@@ -205,6 +205,7 @@ def _thin(spec: GroupedGemm, p: Product, name: str, target: Target) -> Kernel:
         counts=(spec.experts * 8, spec.experts * 16, None),
         split=False,
         most=spec.experts * THIN,
+        tallest=64,
     )
     sums = text.thin_sums(p, "0", "K_TILES")
     body = lines(

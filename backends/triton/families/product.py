@@ -69,10 +69,12 @@ class Product:
         """A wide tile may have two halves side by side, whose scales are next to each other.
 
         The products of a tile go to float32 sums every BLOCK_K; by halves, they need registers for
-        half of them only.
+        half of them only. Scales that have to be decoded would need those registers.
         """
-        weights = self.weights
-        return self.scaled and not self.by_row and weights is not None and weights.rows == 128
+        formats = (self.weights, self.activations)
+        decoded = any(f is not None and f.scale == POWERS for f in formats)
+        tall = self.weights is not None and self.weights.rows == 128
+        return self.scaled and tall and not (self.by_row or decoded)
 
     @property
     def a_dtype(self) -> str:

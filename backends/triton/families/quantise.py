@@ -11,6 +11,7 @@ from backends.triton.families.formats import (
     SHORT,
     Quantised,
     quantising_helpers,
+    supported,
 )
 from backends.triton.kernel import Argument, Config, Kernel, Operator, Traffic, pointer, size
 from backends.triton.targets import Target
@@ -39,6 +40,7 @@ def generate(spec: Quantise, target: Target) -> Operator:
     Scales lie in memory with the rows next to each other: products read those of many rows for one
     tile at a time.
     """
+    supported(target, spec.to)
     name = f"quantise_{spec.width}_{SHORT[spec.dtype]}_{spec.to.short}"
     return Operator(
         name=name,

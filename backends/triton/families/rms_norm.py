@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from backends.triton.families.formats import BYTES, LANGUAGE, Quantised, quantising_helpers
+from backends.triton.families.formats import (
+    BYTES,
+    LANGUAGE,
+    Quantised,
+    quantising_helpers,
+    supported,
+)
 from backends.triton.families.quantise import (
     allocate_scales,
     as_argument,
@@ -54,6 +60,7 @@ def generate(spec: RMSNorm, target: Target) -> Operator:
     Results: y, then codes [rows, width] and scales [rows, tiles], then x + added, each where the
     spec has it; a single one is not in a tuple.
     """
+    supported(target, spec.to)
     name = f"rms_norm_{spec.width}" + ("_residual" if spec.residual else "")
     if spec.dtype != "bfloat16":
         name += f"_{spec.dtype}"
@@ -129,7 +136,7 @@ def {name}({signature}, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     inside = (row < rows){each} & (lane < {width}){new}
     at = row.to(tl.int64){each} * {width} + lane{new}
     {load}
-    weight = tl.load(gain + lane, lane < {width}, other=0.0).to(tl.float32){new}
+    weight = tl.load(gain + lane{new}, (lane < {width}){new}, other=0.0).to(tl.float32)
     mean = {mean} / {width}
     scale = tl.div_rn(tl.full(mean.shape, 1.0, tl.float32), tl.sqrt_rn(mean + {spec.eps}))
     y_value = {rounded} * weight{store}

@@ -82,6 +82,7 @@ def {spec.name}(x, cosine, sine):
         launcher=launcher,
         traffic=lambda sizes: traffic(spec, sizes),
         shown={"tokens": 4096},
+        dense=not (spec.token_stride or spec.head_stride),
         example=lambda sizes, device: _example(spec, sizes["tokens"], device),
     )
 

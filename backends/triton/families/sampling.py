@@ -92,7 +92,7 @@ def candidates(spec: SamplingSpec, target: Target) -> Iterator[Config]:
     """Numbers that a step looks at: long steps, since one program has a whole row."""
     least = max(16, 1 << (spec.vocab - 1).bit_length())
     found: dict[str, Config] = {}
-    for block, warps in ((4096, 8), (8192, 16), (8192, 8), (4096, 16), (2048, 8), (1024, 4)):
+    for block, warps in ((2048, 8), (4096, 16), (1024, 8), (1024, 4), (8192, 16), (4096, 8)):
         config = Config({"BLOCK": min(block, least)}, warps)
         found.setdefault(config.text(), config)
     yield from found.values()
@@ -185,7 +185,7 @@ def {name}(
     if (top != {NAN}) & (heat > 0.0):
         highest = unordered(top)
         sharpness = 1.4426950408889634 / heat
-        total, _ = mass(row, {vocab}, {-(1 << 31)}, highest, sharpness, BLOCK)
+        total, same = mass(row, {vocab}, {-(1 << 31)}, highest, sharpness, BLOCK)
         # Top-p: the order of the last logit that is kept, and how many equal ones are.
         nucleus = tl.load(top_p + tl.program_id(0))
         last = tl.full([], {-(1 << 31)}, tl.int64)
@@ -195,13 +195,13 @@ def {name}(
             low, high = last, top + 1
             while high - low > 1:
                 middle = (low + high) >> 1
-                reached, _ = mass(row, {vocab}, middle, highest, sharpness, BLOCK)
+                reached, same = mass(row, {vocab}, middle, highest, sharpness, BLOCK)
                 enough = reached >= nucleus * total
                 low = tl.where(enough, middle, low)
                 high = tl.where(enough, high, middle)
             last = low
-            above, _ = mass(row, {vocab}, last + 1, highest, sharpness, BLOCK)
-            _, equal = mass(row, {vocab}, last, highest, sharpness, BLOCK)
+            above, same = mass(row, {vocab}, last + 1, highest, sharpness, BLOCK)
+            sums, equal = mass(row, {vocab}, last, highest, sharpness, BLOCK)
             each = share_of(unordered(last), highest, sharpness)
             wanted = tl.ceil((nucleus * total - above) / tl.maximum(each, 1e-38))
             kept = tl.minimum(tl.maximum(wanted, 1.0), equal.to(tl.float32)).to(tl.int32)
@@ -216,19 +216,19 @@ def {name}(
                 low = tl.where(likely, middle, low)
                 high = tl.where(likely, high, middle)
             if high > last:
-                summed, _ = mass(row, {vocab}, high, highest, sharpness, BLOCK)
+                summed, same = mass(row, {vocab}, high, highest, sharpness, BLOCK)
                 last, kept = high, tl.full([], {vocab}, tl.int32)
         # The draw: the greatest order at which the sum passes it.
         drawn = tl.load(uniform + tl.program_id(0)) * summed
         low, high = last, top + 1
         while high - low > 1:
             middle = (low + high) >> 1
-            reached, _ = mass(row, {vocab}, middle, highest, sharpness, BLOCK)
+            reached, same = mass(row, {vocab}, middle, highest, sharpness, BLOCK)
             passed = reached > drawn
             low = tl.where(passed, middle, low)
             high = tl.where(passed, high, middle)
-        above, _ = mass(row, {vocab}, low + 1, highest, sharpness, BLOCK)
-        _, equal = mass(row, {vocab}, low, highest, sharpness, BLOCK)
+        above, same = mass(row, {vocab}, low + 1, highest, sharpness, BLOCK)
+        sums, equal = mass(row, {vocab}, low, highest, sharpness, BLOCK)
         each = share_of(unordered(low), highest, sharpness)
         number = tl.floor((drawn - above) / tl.maximum(each, 1e-38))
         most = tl.minimum(equal, tl.where(low == last, kept, equal)).to(tl.float32) - 1.0

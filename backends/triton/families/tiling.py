@@ -13,6 +13,7 @@ from math import ceil
 from backends.triton.kernel import Config, Kernel
 from backends.triton.targets import Target
 
+RESIDENT = 100e3  # bytes of tiles of a program, so that a processor holds two
 MOST_MOVED = 1.15  # bytes of what has to be moved, partial sums included
 
 
@@ -116,30 +117,35 @@ def wide_seconds(
 def thin_seconds(shape: Shape, config: Config, machine: Machine) -> float:
     """Modelled time of a kernel that reads weights once for a few rows."""
     given = config.constants
-    tiles = shape.groups * ceil(shape.n / given["BLOCK_N"]) * ceil(shape.m / given["BLOCK_M"])
-    split = given.get("SPLIT", 1)
+    block_m, block_n, split = given["BLOCK_M"], given["BLOCK_N"], given.get("SPLIT", 1)
+    m = ceil(shape.m / shape.groups)
+    programs = shape.groups * ceil(shape.n / block_n) * ceil(m / block_m) * split
     k = ceil(shape.k / split)
-    programs = tiles * split
-    come = k * (given["BLOCK_N"] * shape.w_bytes + given["BLOCK_M"] * shape.a_bytes)
-    # A processor takes several programs at once, and no more than its share of the cache's bytes.
-    each = come * ceil(programs / machine.processors) * machine.processors / machine.cache
+    # A processor takes several programs at once: together they have its share of the cache's bytes
+    # and of the tensor cores.
+    each = ceil(programs / machine.processors)
+    fetch = k * (block_n * shape.w_bytes + block_m * shape.a_bytes) / machine.cache
+    multiply = 2.0 * k * block_n * block_m / machine.rates[shape.rate_of]
     moved = thin_bytes(shape, given, machine) / machine.memory
-    return max(each, moved) + machine.fill + (machine.fill if split > 1 else 0.0)
+    busy = each * machine.processors * max(fetch, multiply)
+    return max(busy, moved) + machine.fill + (machine.fill if split > 1 else 0.0)
 
 
 def thin_bytes(shape: Shape, constants: Mapping[str, int], machine: Machine) -> float:
     """Bytes from memory and to it.
 
-    Weights are read for each tile of rows, if they do not stay in the cache. Partial sums are read
-    right after they are written: they come from the cache.
+    Programs that share weights run side by side: those are read once. Partial sums are read right
+    after they are written, from the cache.
     """
     split = constants.get("SPLIT", 1)
     partial = 4.0 * shape.m * shape.n * split if split > 1 else 0.0
-    w = shape.n * shape.k * shape.w_bytes
-    rows = ceil(ceil(shape.m / shape.groups) / constants["BLOCK_M"])
-    # Of several matrices, the tiles of rows of one are taken one after the other.
-    again = rows - 1 if w > machine.kept and shape.groups == 1 else 0
-    return shape.compulsory + partial + again * w
+    a = shape.m * shape.k * shape.a_bytes
+    down = ceil(shape.m / constants["BLOCK_M"])
+    across = ceil(shape.n / constants["BLOCK_N"])
+    again = 0.0
+    if shape.groups == 1 and a > machine.kept:
+        again = a * (max(1.0, across * down / machine.processors) - 1.0)
+    return shape.compulsory + partial + again
 
 
 # BLOCK_M, BLOCK_N, HALVES, warps, stages, programs that a processor holds.
@@ -152,7 +158,12 @@ SCALED: Mapping[str, Sequence[Way]] = {
         (64, 128, 1, 4, 4, 2),
         (64, 64, 1, 4, 4, 3),
     ),
-    "sm_100": ((128, 128, 1, 8, 4, 1), (128, 128, 1, 8, 3, 1), (64, 128, 1, 4, 3, 2)),
+    "sm_100": (
+        (128, 128, 1, 8, 4, 1),
+        (128, 128, 1, 8, 3, 1),
+        (64, 128, 1, 4, 3, 2),
+        (64, 64, 1, 4, 4, 3),
+    ),
     "sm_89": ((64, 64, 1, 4, 3, 1), (64, 128, 1, 8, 2, 1)),
 }
 PLAIN: Mapping[str, Sequence[Way]] = {
@@ -164,7 +175,12 @@ PLAIN: Mapping[str, Sequence[Way]] = {
         (64, 128, 1, 4, 4, 2),
         (64, 64, 1, 4, 4, 3),
     ),
-    "sm_100": ((128, 256, 1, 8, 3, 1), (128, 128, 1, 8, 4, 1), (64, 128, 1, 4, 4, 2)),
+    "sm_100": (
+        (128, 256, 1, 8, 3, 1),
+        (128, 128, 1, 8, 4, 1),
+        (64, 128, 1, 4, 4, 2),
+        (64, 64, 1, 4, 4, 3),
+    ),
     "sm_89": ((128, 128, 1, 8, 3, 1), (64, 64, 1, 4, 4, 2)),
     "sm_80": ((128, 128, 1, 8, 4, 1), (64, 64, 1, 4, 4, 2)),
     "gfx942": ((128, 128, 1, 4, 2, 1), (64, 64, 1, 4, 2, 2)),
@@ -231,35 +247,39 @@ def thin_configs(
     counts: Sequence[int | None],
     split: bool,
     most: int = 64,
+    tallest: int = 128,
 ) -> tuple[tuple[Config, ...], tuple[Config, ...]]:
     """As ``wide_configs``, for kernels that take few rows and read weights at full speed.
 
-    Weights are the tensor cores' 64 rows, tokens their columns: 16, 32, 64.
+    Weights are the tensor cores' 64 rows, tokens their columns: 16, 32, 64, 128.
 
     Args:
         narrowest: weight rows of a tile at most.
         split: K may be split over programs.
         most: rows that stand for more than the last count.
+        tallest: tokens of a tile at most: each scale of theirs is in a register of every thread.
     """
     machine = MACHINES[target.name]
     best, tried = [], []
     for upto in counts:
         shape = shape_of(most if upto is None else upto)
         each = ceil(shape.m / shape.groups)
-        block_m = max(16, min(64, 1 << (each - 1).bit_length()))
+        block_m = max(16, min(tallest, 1 << (each - 1).bit_length()))
         ways: list[tuple[float, int, Config]] = []
         for block_n in (64, 128):
             for parts in (1, 2, 4, 8, 16) if split else (1,):
                 if block_n > max(64, narrowest) or parts * 2 > max(2, k_tiles):
                     continue
-                warps = 4 if block_n * block_m <= 64 * 64 else 8
+                warps = 4 if block_n == 64 or block_m <= 32 else 8
+                stage = block_k * (block_n * shape.w_bytes + block_m * shape.a_bytes)
+                stages = int(min(RESIDENT, target.shared) / stage)
+                stages = max(2, min(8, k_tiles, stages))
                 given = {"BLOCK_M": block_m, "BLOCK_N": block_n}
                 if split:
                     given["SPLIT"] = parts
-                else:
-                    given |= {"GROUP": 8, "PROGRAMS": 3 * machine.processors}
-                stage = block_k * (block_n * shape.w_bytes + block_m * shape.a_bytes)
-                stages = max(2, min(8, int(min(100e3, target.shared) / stage)))
+                else:  # as many programs as are at work at once: each takes its share of tiles
+                    together = max(1, min(4, int(target.shared / (stages * stage))))
+                    given |= {"GROUP": 8, "PROGRAMS": together * machine.processors}
                 config = Config(given, warps, stages)
                 if thin_bytes(shape, given, machine) > MOST_MOVED * shape.compulsory and parts > 1:
                     continue

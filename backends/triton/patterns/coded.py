@@ -9,11 +9,12 @@ from backends.pytorch.emit_kernels import Group
 from backends.pytorch.emit_text import Text, call
 from backends.pytorch.emit_values import Value
 from backends.pytorch.names import attribute
-from backends.triton.families import gemm, grouped_gemm, quantise
+from backends.triton.families import gated, gemm, grouped_gemm, quantise, rms_norm
 from backends.triton.families.formats import Quantised, quantised
 from backends.triton.families.grouped_gemm import GroupedGemm
 from backends.triton.kernel import Operator
 from backends.triton.patterns.context import Context, Experts, packed
+from backends.triton.patterns.norms import spec_of
 from compiler.coding import Coding
 from compiler.ir import Node
 from dsl.deploy import Stored
@@ -39,20 +40,56 @@ def quantize(context: Context, node: Node) -> Group | None:
     if len(x.type.dims) != 2 or coding.over != x.type.names[1:] or x.type.dims[0].kind == "plain":
         return None
     try:
-        spec = quantise.Quantise(
-            context.size(x.type.dims[1]), format_of(coding), context.dtype_of(x)
-        )
-        operator = quantise.generate(spec, context.target)
+        to = format_of(coding)
+        found = _normed(context, x, to) or _gated(context, x, to)
+        if found is None:
+            spec = quantise.Quantise(context.size(x.type.dims[1]), to, context.dtype_of(x))
+            found = quantise.generate(spec, context.target), [x.name], set()
     except (ValueError, KeyError):
+        return None
+    operator, reads, covered = found
+    if not context.inner(covered, node.name):
         return None
 
     def write(body: Body, root: Node, prefix: str) -> Value | None:
-        given = packed(body, prefix, x.name)
+        given = packed(body, prefix, *reads)
         if given is None:
             return None
         return coded(body, node, call(context.use(operator), *given))
 
-    return Group(node.name, frozenset({node.name}), write)
+    return Group(node.name, frozenset({node.name, *covered}), write, frozenset(reads))
+
+
+Fused = tuple[Operator, list[str], set[str]]  # what it reads, and what it computes on the way
+
+
+def _normed(context: Context, x: Node, to: Quantised) -> Fused | None:
+    """The norm that makes the rows, where nothing else reads it."""
+    spec = spec_of(context, x)
+    if spec is None or len(context.users(x.name)) != 1:
+        return None
+    reads = [x.inputs[0], x.inputs[x.attrs["gain"]]]
+    return rms_norm.generate(replace(spec, to=to), context.target), reads, {x.name}
+
+
+def _gated(context: Context, x: Node, to: Quantised) -> Fused | None:
+    """An activation of one value times another, where nothing else reads them."""
+    if x.op != "map" or x.attrs["fn"] != "mul" or len(context.users(x.name)) != 1:
+        return None
+    activated, up = (context.operand(x, i) for i in range(2))
+    if activated.op != "map":
+        activated, up = up, activated
+    if activated.op != "map" or activated.attrs["fn"] != "silu":
+        return None
+    gate = context.operand(activated, 0)
+    same = gate.type.names == up.type.names == x.type.names
+    if not same or not (gate.type.dtype == up.type.dtype == x.type.dtype == "act"):
+        return None
+    if context.users(activated.name) != {x.name}:
+        return None
+    spec = gated.Gated(context.size(x.type.dims[-1]), context.dtype, to=to)
+    covered = {x.name, activated.name}
+    return gated.generate(spec, context.target), [gate.name, up.name], covered
 
 
 def coded(body: Body, node: Node, found: Text) -> Value:

@@ -9,9 +9,9 @@ from backends.triton.patterns.context import Context, calls, packed
 from compiler.ir import Node
 
 
-def norm(context: Context, node: Node) -> Group | None:
-    """A norm over the last dim, with a gain."""
-    if node.op != "rms_norm" or node.attrs["gain"] is None or node.attrs["rounds_before_gain"]:
+def spec_of(context: Context, node: Node) -> rms_norm.RMSNorm | None:
+    """The norm of rows that a node is: over the last dim, with a gain."""
+    if node.op != "rms_norm" or node.attrs["gain"] is None:
         return None
     x, gain = context.operand(node, 0), context.operand(node, node.attrs["gain"])
     over = tuple(node.attrs["over"])
@@ -19,8 +19,20 @@ def norm(context: Context, node: Node) -> Group | None:
         return None
     if not (x.type.dtype == gain.type.dtype == node.type.dtype == "act"):
         return None
-    width = context.size(x.type.dims[-1])
-    spec = rms_norm.RMSNorm(width, float(node.attrs["eps"]), context.dtype)
+    return rms_norm.RMSNorm(
+        context.size(x.type.dims[-1]),
+        float(node.attrs["eps"]),
+        context.dtype,
+        rounds_before_gain=bool(node.attrs["rounds_before_gain"]),
+    )
+
+
+def norm(context: Context, node: Node) -> Group | None:
+    """A norm over the last dim, with a gain."""
+    spec = spec_of(context, node)
+    if spec is None:
+        return None
+    x, gain = context.operand(node, 0), context.operand(node, node.attrs["gain"])
 
     def arguments(body: Body, prefix: str) -> list[str] | None:
         return packed(body, prefix, x.name, gain.name)

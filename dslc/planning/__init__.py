@@ -1,0 +1,1 @@
+"""Plans for the eye: a terminal table, a timeline, a report."""

@@ -1,0 +1,75 @@
+"""Modules that the tests share: each architecture is compiled once, at odd small sizes."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import dslc
+from backends.mlir.model import Model, load
+
+ODD = {
+    "dsv3": {
+        "hidden": 36, "vocab": 97, "layers": 4, "dense": 1, "ffn": 44, "heads": 3, "q_rank": 14,
+        "kv_rank": 10, "rope": 6, "nope": 5, "value": 7, "experts": 6, "groups": 3,
+        "open_groups": 2, "per_token": 3, "expert_ffn": 9, "shared_experts": 2,
+    },
+    "llama3": {
+        "vocab": 61, "layers": 3, "ffn": 52, "hidden": 40, "heads": 6, "kv_heads": 3, "head_dim": 6,
+    },
+    "qwen3_moe": {"vocab": 83, "layers": 3, "hidden": 36, "heads": 3, "kv_heads": 1},
+}  # fmt: skip
+
+
+@cache
+def folder() -> Path:
+    made = Path(tempfile.mkdtemp(prefix="dslc-mlir-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+@cache
+def shared() -> Path:
+    """A folder that all workers of a test run have in common."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        return folder()
+    return Path(tempfile.gettempdir()) / f"dslc-mlir-{run}"
+
+
+@cache
+def compiled(name: str) -> Path:
+    """A directory that the MLIR backend wrote, whichever worker needs it first."""
+    where = shared() / name
+    where.parent.mkdir(exist_ok=True)
+    with open(where.parent / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not where.exists():
+            dslc.compile(name, dims="small", set=ODD[name], backend="mlir").save(where)
+    return where
+
+
+@cache
+def model(name: str) -> Model:
+    return load(compiled(name), seed=0)
+
+
+@cache
+def reference(name: str) -> torch.nn.Module:
+    """The same model, with the same random weights, by the PyTorch backend."""
+    where = folder() / f"{name}-torch"
+    dslc.compile(name, dims="small", set=ODD[name]).save(where)
+    return dslc.load(where, seed=0, dtype="float32")
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """What ``interface.md`` compares fp32 logits by: at most 1e-5."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -1,0 +1,90 @@
+"""Two streams and the overlapped pair: what is hidden, and that no order breaks a dependency."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compiler.planning.streams import Task, bound, overlapped, sequential
+from compiler.planning.training import Training
+from tests.planning.planned import subject
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> list[Task]:
+    tasks: list[Task] = []
+    for number in range(draw(st.integers(1, 12))):
+        needs = draw(st.sets(st.integers(0, number - 1), max_size=3)) if number else set()
+        stream = draw(st.sampled_from(["compute", "communicate"]))
+        tasks.append(Task(f"t{number}", stream, draw(st.integers(0, 8)) / 4, tuple(needs)))
+    return tasks
+
+
+@given(graphs(), st.sampled_from([0.0, 0.25]))
+def test_every_order_is_a_possible_one(tasks, charge):
+    done = overlapped(tasks, charge)
+    for number, (task, slot) in enumerate(zip(tasks, done.slots, strict=True)):
+        assert slot.task == number
+        assert all(done.slots[need].end <= slot.start + 1e-9 for need in task.needs)
+    for stream in ("compute", "communicate"):
+        own = sorted((s.start, s.end) for s in done.slots if tasks[s.task].stream == stream)
+        assert all(a[1] <= b[0] + 1e-9 for a, b in pairwise(own))
+    assert done.total >= done.bound - 1e-9
+    assert done.sequential == pytest.approx(sequential(tasks).total)
+
+
+def test_the_bound_is_the_longer_stream():
+    assert bound(3.0, 2.0, 0.25) == 4.0  # computing on three quarters of the multiprocessors
+    assert bound(3.0, 5.0, 0.25) == 5.0
+    assert bound(3.0, 0.0, 0.25) == 3.0  # nothing communicates: all of them
+
+
+def test_two_chains_hide_each_other():
+    """While one micro-batch sends, the other computes."""
+    streams = ("compute", "communicate")
+    one = [Task(f"{i}", streams[i % 2], 1.0, (i - 1,) if i else ()) for i in range(8)]
+    two = [Task(t.name, t.stream, t.seconds, tuple(n + 8 for n in t.needs)) for t in one]
+    done = overlapped([*one, *two], 0.0)
+    assert done.sequential == 16
+    assert done.total == 9  # the last answer has nothing to hide behind
+
+
+@pytest.mark.parametrize("gigabytes", [40, 20])
+def test_the_published_pair_is_hidden(gigabytes):
+    """64 ranks, 4 layers with experts, one forward and one backward micro-batch: at least 96% of
+    what can be hidden is, at the network's rate and at half of it."""
+    about = subject("pretrain")
+    step = Training(about).step(about.rates({("rate", "scale_out"): gigabytes / 40}))
+    assert step.pair is not None
+    tasks, pair = step.pair
+    computing = sum(t.seconds for t in tasks if t.stream == "compute")
+    communicating = sum(t.seconds for t in tasks if t.stream == "communicate")
+    least = max(computing / (1 - 20 / 132), communicating)
+    hidden = (computing + communicating - pair.total) / (computing + communicating - least)
+    print(
+        f"{gigabytes} GB/s: {pair.sequential * 1e3:.1f} ms, {pair.total * 1e3:.1f} overlapped,"
+        f" {least * 1e3:.1f} at least: {hidden:.1%} hidden"
+    )
+    assert hidden == pytest.approx(pair.hidden)
+    assert hidden >= 0.96
+    sent = [t for t in tasks if t.stream == "communicate"]
+    assert len(sent) == 4 * 4  # dispatch and combine of 4 layers, forward and back
+    assert {t.name.split()[1] for t in sent} == {"dispatch", "combine"}
+
+
+def test_what_a_pair_sends():
+    """7,168 + 224 bytes per token and node out, 14,336 back, to 3.18 other nodes on average."""
+    about = subject("pretrain")
+    training = Training(about)
+    from compiler.planning.times import Times
+
+    times = Times(about.rates(), about.sharding, about.precision, 4096)
+    block = next(b for b in training.model.blocks if b.piece.layers == range(3, 61))
+    by_kind = {k.kind: times.sent(k) for k in block.kernels if k.kind in ("dispatch", "combine")}
+    nodes = 3.175384558872488
+    assert by_kind["dispatch"].out == pytest.approx(4096 * nodes * (7168 + 224))
+    assert by_kind["combine"].out == pytest.approx(4096 * nodes * 14336)
+    back = {k.kind: times.sent(k, backward=True) for k in block.kernels if k.kind in by_kind}
+    assert back["dispatch"].out == by_kind["combine"].out
+    assert back["combine"].out == by_kind["dispatch"].out
