@@ -11,7 +11,7 @@ from itertools import product
 from math import prod
 
 from compiler.ir import DType, Graph, Node, Program, Type
-from compiler.planning.flat import router_of
+from compiler.planning.reading import router_of
 from compiler.planning.sharding import Placed
 from compiler.tensors import places
 
@@ -27,13 +27,16 @@ class Traffic:
         path: of the array, layers as patterns; ``count`` of them.
         ranks: that the blocks are dealt out to and tokens are sent among.
         others: ranks but its own that a token reaches, on average.
-        dispatch, combine: bytes per token that leave its rank and that come back to it, on average.
+        other_nodes: nodes but its own, where it is sent to nodes and forwarded inside; else None.
+        dispatch, combine: bytes per token that leave a rank and that come back, on average,
+            forwarding included.
     """
 
     path: str
     count: int
     ranks: int
     others: float
+    other_nodes: float | None
     dispatch: float
     combine: float
 
@@ -61,22 +64,33 @@ def _of(program: Program, graph: Graph, node: Node, path: str, count: int) -> Tr
     ranks = prod(sizes.values())
     placed = Placed(axes, ranks, each, node.attrs["redundant"])
     router = router_of(graph, node, program, placed)
-    reached = 0.0
+    reached = []
     for at in product(*(range(sizes[axis]) for axis in sent)):  # others are where the sender is
         where = {**dict.fromkeys(axes, 0), **dict(zip(sent, at, strict=True))}
         number = 0
         for axis in axes:
             number = number * sizes[axis] + where[axis]
-        reached += float(router.reaches(range(number * each, (number + 1) * each)))
-    among = prod(sizes[axis] for axis in sent)
-    others = reached * (1 - 1 / among)
+        reached.append(float(router.reaches(range(number * each, (number + 1) * each))))
+    among, per_node = len(reached), node.attrs["per_node"]
+    others, nodes = sum(reached) * (1 - 1 / among), None
+    hops = others
+    if per_node:
+        count_nodes, run = among // per_node, per_node * each
+        whole = (router.reaches(range(n * run, (n + 1) * run)) for n in range(count_nodes))
+        nodes = float(sum(whole)) * (1 - 1 / count_nodes)
+        hops = nodes + sum(reached) * (1 - 1 / per_node)
     users = [n for n in graph if node.name in n.inputs]
     row = sum(_bytes(program, n.type) for n in users if n.op == "dispatch")
     back = sum(_bytes(program, n.type) for n in users if n.op == "apply")
     picks = router.picks * PER_PICK
-    return Traffic(path, count, among, others, others * (row + picks), others * back)
+    return Traffic(path, count, among, others, nodes, hops * (row + picks), hops * back)
 
 
 def _bytes(program: Program, type: Type) -> int:
-    """Of one row."""
+    """Of one row; of a coded one, codes and scales."""
+    own = [d for d in type.dims if d.kind != "rows"]
+    if type.coding is not None:
+        columns = prod(program.size(d) for d in own if d.name in type.coding.over)
+        rows = prod(program.size(d) for d in own if d.name not in type.coding.over)
+        return round(type.coding.bytes(rows, columns))
     return prod(program.size(d) for d in type.dims if d.kind != "rows") * WIDTHS[type.dtype]

@@ -37,14 +37,14 @@ def run(options: argparse.Namespace) -> int:
         if deployment is not None:
             data["deployment"] = deploy_show.describe(deployment)
             data["precision"] = [vars(row) for row in program.casts()]
-            data["traffic"] = [vars(row) for row in traffic(program.after("shard"))]
+            data["traffic"] = [vars(row) for row in traffic(program.after())]
         print(json.dumps(data))
         return 0
     _print(report, program.context)
     if deployment is not None:
         table((f"deployment {deployment.name}", "", ""), deploy_show.rows(deployment), left=3)
         _print_casts(program.casts())
-        _print_traffic(traffic(program.after("shard")))
+        _print_traffic(traffic(program.after()))
     return 0
 
 
@@ -59,7 +59,8 @@ def _print_traffic(rows: list[Traffic]) -> None:
             (
                 row.path,
                 f"{row.ranks:,}",
-                f"{row.others:.2f} others",
+                f"{row.others:.2f} others"
+                + (f", {row.other_nodes:.2f} nodes" if row.other_nodes is not None else ""),
                 f"{row.dispatch:,.0f}",
                 f"{row.combine:,.0f}",
                 f"{row.count:,}",

@@ -141,6 +141,10 @@ class Coded:
         exact = None if self.exact is None else change(self.exact)
         return Coded(change(self.codes), change(self.scales), self.coding, self.columns, exact)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Coded:
+        """Codes and scales sent where their rows go; what was quantised stays."""
+        return Coded(change(self.codes), change(self.scales), self.coding, self.columns)
+
     def __getitem__(self, index: Any) -> Coded:
         return self._rows(lambda part: part[index])
 

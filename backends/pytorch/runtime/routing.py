@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from backends.pytorch.runtime.experts import _method, _rows, picked
+from backends.pytorch.runtime.fp8 import Coded
 
 if TYPE_CHECKING:
     from backends.pytorch.runtime.mesh import Group, Mesh
+
+
+Rows = TypeVar("Rows", Tensor, Coded)
 
 
 @dataclass(frozen=True)
@@ -124,26 +129,28 @@ class Routing:
         self._token = token[order]
         self._gate = gate[token, pick][order]
 
-    def dispatch(self, x: Tensor) -> Tensor:
+    def dispatch(self, x: Rows) -> Rows:
         """The rows of an argument for this rank's blocks.
 
         Args:
-            x: ``[*rows, picks or 1, ...]``, where an axis of rows may have length 1.
+            x: ``[*rows, picks or 1, ...]``, where an axis of rows may have length 1. Of a coded
+                one, codes and scales are sent.
 
         Returns:
             ``[len(block), ...]``.
         """
         lead = self._shape if self._each else (*self._shape[:-1], 1)
         mine = torch.arange(torch.Size(lead).numel(), device=x.device)
-        rows = _rows(x, torch.Size(lead), mine)
+        rows: Any = _rows(cast(Tensor, x), torch.Size(lead), mine)
         for hop in self._hops:
-            rows = hop.there(rows)
-        return rows.index_select(0, self._token)
+            rows = rows.each(hop.there) if isinstance(rows, Coded) else hop.there(rows)
+        arrived: Rows = rows.index_select(0, self._token)
+        return arrived
 
     def apply(
         self,
         blocks: nn.ModuleList,
-        *args: Tensor,
+        *args: Rows,
         start: int = 0,
         method: str = "forward",
         whole: Sequence[int] = (),
@@ -156,7 +163,11 @@ class Routing:
             method: which of the block's methods.
         """
         counts = torch.bincount(self.block, minlength=len(blocks)).tolist()
-        parts = [[a] * len(counts) if i in whole else a.split(counts) for i, a in enumerate(args)]
+        ends = list(accumulate(counts, initial=0))
+        parts = [
+            [a] * len(counts) if i in whole else [a[b:e] for b, e in pairwise(ends)]
+            for i, a in enumerate(args)
+        ]
         # With no rows at all, any block knows the shape of its result.
         busy = [n for n, count in enumerate(counts) if count] or [0]
         made = [_method(blocks[start + n], method)(*(part[n] for part in parts)) for n in busy]
