@@ -5,7 +5,6 @@ from torch import nn
 
 from backends.pytorch.runtime import Coding, Mesh, number_format, quantize
 
-
 F32 = number_format(
     "f32",
     exponent=8,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,8 @@ class Routing:
         """
         lead = self._shape if self._each else (*self._shape[:-1], 1)
         mine = torch.arange(torch.Size(lead).numel(), device=x.device)
-        rows: Any = _rows(cast(Tensor, x), torch.Size(lead), mine)
+        given: Any = x
+        rows: Any = _rows(given, torch.Size(lead), mine)
         for hop in self._hops:
             rows = rows.each(hop.there) if isinstance(rows, Coded) else hop.there(rows)
         arrived: Rows = rows.index_select(0, self._token)
