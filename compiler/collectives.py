@@ -91,7 +91,7 @@ def dispatch(node: Node, operands: list[Node], scope: Scope) -> Type:
     sent, pick, x = operands
     rows = set(pick.type.names)
     left = tuple(d for d in x.type.dims if d.name not in rows)
-    return Type(x.type.dtype, (*sent.type.dims, *left), of=x.type.of, coding=x.type.coding)
+    return replace(x.type, dims=(*sent.type.dims, *left))
 
 
 def combine(node: Node, operands: list[Node], scope: Scope) -> Type:

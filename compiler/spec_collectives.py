@@ -27,7 +27,8 @@ for _row in (
     Op("routing", "where picks are sent along `sent`, and which of a rank's blocks each row that "
        "arrives is for; of ranks along other axes, each takes the picks of its own blocks", 2, 2,
        collectives.route,
-       {"axes": NAMES, "sent": NAMES, "redundant": WHOLE, "child": NAME, "picks": NAME}),
+       {"axes": NAMES, "sent": NAMES, "redundant": WHOLE, "child": NAME, "picks": NAME,
+        "per_node": WHOLE}),
     Op("dispatch", "rows sent to the ranks that have their blocks", 3, 3, collectives.dispatch),
     Op("combine", "results sent back, and their sum over `picks`, weighted with the gate", 4, 4,
        collectives.combine, {"picks": NAME}),

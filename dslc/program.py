@@ -17,6 +17,7 @@ from compiler.ir import Program as Graphs
 from compiler.pairs import most_pairs
 from compiler.pipeline import ON_REQUEST, STAGES, Compiled, compile_model
 from compiler.report import Report, report
+from compiler.staged import is_staged, staged_text
 from compiler.text import program_text
 from dsl.constants import Choices
 from dsl.deploy import Deployment
@@ -121,6 +122,10 @@ class Program:
         return report(self.compiled.after(STAGES[0]), sequence)
 
     @property
+    def deployed_name(self) -> str:
+        return self.deployed.name if self.deployed else ""
+
+    @property
     def deployed(self) -> Deployment | None:
         """The deployment that the program was compiled for."""
         return self.compiled.program.deployment
@@ -173,6 +178,10 @@ class Program:
             self._for_mlir()
             elaborated = self.compiled.after(SOURCE)
             files |= build(self.compiled.program, elaborated, optimize or "float32", progress)
+        elif is_staged(self.deployed):  # no code: nothing runs it
+            if optimize is not None or self.generated is not None:
+                raise UserError(f"deployment '{self.deployed_name}' is compiled as text alone")
+            files["stages.txt"] = staged_text(self.compiled.program).encode()
         else:
             files["model.py"] = self.code().encode()
         if optimize is not None and self.backend == "pytorch":
@@ -231,6 +240,11 @@ class Program:
 
     def _ahead(self, dtype: str, progress: Callable[[str], None]) -> dict[str, bytes]:
         """The files of a compiled decode step."""
+        if self.after().mesh:
+            raise UserError(
+                f"decoding is not compiled ahead for several processes yet: leave out --optimize "
+                f"or --deploy {self.deployed_name}"
+            )
         if any(p.coding for m in self.after().modules.values() for p in m.parameters):
             name = self.deployed.name if self.deployed else ""
             raise UserError(

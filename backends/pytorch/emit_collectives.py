@@ -72,6 +72,8 @@ def route(body: Body, node: Node) -> Value:
     options = []
     if a["sent"] != a["axes"]:
         options.append(f"sent={a['sent']!r}")
+    if a["per_node"]:
+        options.append(f"per_node={a['per_node']}")
     dispatched = [n for n in body.nodes.values() if n.op == "dispatch" and n.inputs[0] == node.name]
     if any(picks in body.nodes[n.inputs[2]].type.names for n in dispatched):
         options.append("each=True")

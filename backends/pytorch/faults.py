@@ -146,6 +146,16 @@ def _about(process: int) -> tuple[str, int]:
     return state, int(parent)
 
 
+def _machine() -> str:
+    """What tells the machines apart on which a process' number means something: several may have
+    one name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return f"unknown:{os.getpid()}"  # no other process is on it
+
+
 # -- a rank that cannot be reached -----------------------------------------------------------------
 
 
@@ -166,7 +176,7 @@ class Pulse:
         self._seen: bytes = b""
         self._who = f"rank {self._next}"
         self._done = threading.Event()
-        self._store.set(f"dslc/who/{rank}", f"{socket.gethostname()} {os.getpid()}")
+        self._store.set(f"dslc/who/{rank}", f"{socket.gethostname()} {os.getpid()} {_machine()}")
         for work in (self._beat, self._judge):
             threading.Thread(target=work, daemon=True).start()
 
@@ -207,12 +217,12 @@ class Pulse:
                 self._lost()
 
     def _lost(self) -> None:
-        host, process = "", ""
+        host, process, machine = "", "", ""
         with suppress(Exception):
-            host, process = self._store.get(f"dslc/who/{self._next}").decode().split()
+            host, process, machine = self._store.get(f"dslc/who/{self._next}").decode().split()
         where = f" ({host}, process {process})" if host else ""
         tell(f"rank {self._next}{where} has given no sign of life for {SILENCE:.0f} s")
-        if host == socket.gethostname() and process:
+        if machine == _machine() and process:
             with suppress(OSError):
                 os.kill(int(process), signal.SIGKILL)  # a stopped process does not end otherwise
         os._exit(1)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from compiler import spec
 from compiler.coding import Coding
 from compiler.ir import KEPT, Dim, Graph, Module, Node, Program, Rewriter, Type
+from compiler.passes import dispatch_codes
 from compiler.passes.select_fp8 import Weight, weight_of
 
 HANDED = frozenset({"call", "apply", "experts"})  # what hands values to bodies one by one
@@ -32,7 +33,7 @@ def run(program: Program) -> Program:
     program = program.with_bodies(bodies)
     while (moved := _arguments(program) or _sent(program) or _results(program)) is not None:
         program = moved
-    return program
+    return dispatch_codes.run(program)
 
 
 # -- within a body ---------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ def _sent(
         return placer.rewriter.emit(stem, op, inputs, type, attrs=attrs, span=node.span)
 
     at = {"axes": use.axes, "sent": sent, "redundant": use.redundant, "child": child}
-    at["picks"] = node.attrs["picks"]
+    at |= {"picks": node.attrs["picks"], "per_node": _per_node(placer, use, sent)}
     type = Type("i64", (rows,), of=own)
     routed = add("routing", f"{node.name}.sent", [pick.name, gate.name], type, **at)
     graph = placer.sharder.program.bodies[node.attrs["block"]]
@@ -290,6 +290,20 @@ def _sent(
     type = replace(node.type, dims=tuple(back.values()))
     placed = placer.emit(node, inputs, type, op="combine", attrs={"picks": node.attrs["picks"]})
     return replace(placed, partial=(*gives.partial, *left))
+
+
+def _per_node(placer: Placer, use: PlacedUse, sent: tuple[str, ...]) -> int:
+    """Ranks of a node, if tokens go to a node once and are forwarded inside it: where the nodes of
+    a cluster hold whole groups of blocks, of which a token's picks are in few. Else 0."""
+    deployment = placer.sharder.program.deployment
+    if deployment is None or deployment.cluster is None or sent != use.axes or len(sent) != 1:
+        return 0
+    mesh, per_node = deployment.mesh, deployment.cluster.per_node
+    ranks = mesh.sizes[sent[0]]
+    if mesh.stride(sent[0]) != 1 or per_node < 2 or ranks % per_node or ranks == per_node:
+        return 0
+    groups_match = use.groups > 1 and use.groups % (ranks // per_node) == 0
+    return per_node if groups_match and not use.redundant else 0
 
 
 RULES: dict[str, Rule] = {

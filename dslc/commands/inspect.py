@@ -9,6 +9,7 @@ import re
 from compiler.casts import Cast
 from compiler.manifest import ContextRow
 from compiler.report import Report
+from compiler.traffic import Traffic, traffic
 from dsl import deploy_show
 from dslc.commands.options import add_json, add_source, compiled, positive
 from dslc.terminal import flops, large, steps, table
@@ -36,13 +37,37 @@ def run(options: argparse.Namespace) -> int:
         if deployment is not None:
             data["deployment"] = deploy_show.describe(deployment)
             data["precision"] = [vars(row) for row in program.casts()]
+            data["traffic"] = [vars(row) for row in traffic(program.after())]
         print(json.dumps(data))
         return 0
     _print(report, program.context)
     if deployment is not None:
         table((f"deployment {deployment.name}", "", ""), deploy_show.rows(deployment), left=3)
         _print_casts(program.casts())
+        _print_traffic(traffic(program.after()))
     return 0
+
+
+def _print_traffic(rows: list[Traffic]) -> None:
+    """What tokens send between ranks, if every block is picked as often."""
+    if not rows:
+        return
+    headings = ("sent to", "ranks", "reached", "dispatch B/token", "combine B/token", "count")
+    table(
+        headings,
+        [
+            (
+                row.path,
+                f"{row.ranks:,}",
+                f"{row.others:.2f} others"
+                + (f", {row.other_nodes:.2f} nodes" if row.other_nodes is not None else ""),
+                f"{row.dispatch:,.0f}",
+                f"{row.combine:,.0f}",
+                f"{row.count:,}",
+            )
+            for row in rows
+        ],
+    )
 
 
 def _print_casts(rows: list[Cast]) -> None:

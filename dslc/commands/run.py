@@ -99,6 +99,7 @@ def tokens(text: str) -> list[int]:
 
 
 def run(options: argparse.Namespace) -> int:
+    refuse_stages(options.directory)
     if options.nproc > 1 and not is_worker():
         return launched(options)
     first = rank() == 0
@@ -140,6 +141,19 @@ def run(options: argparse.Namespace) -> int:
     if options.checkpoint is None:
         note("weights are random, as there is no --checkpoint")
     return INTERRUPTED if interrupted else 0
+
+
+def refuse_stages(directory: Path) -> None:
+    """
+    Raises:
+        UserError: the directory holds a training step or a pipeline, which nothing runs yet.
+    """
+    manifest = read(directory)
+    if "stages.txt" in manifest.files:
+        raise UserError(
+            f"{directory} holds the stages of deployment '{manifest.deployment}' as text; training "
+            "and pipelines are not run yet"
+        )
 
 
 def launched(options: argparse.Namespace) -> int:

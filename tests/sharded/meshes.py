@@ -35,10 +35,12 @@ deploy crossed of DeepSeekV3 {
   mesh dp = 2, ep = 2
   shard batch -> dp, MoE.expert -> (ep, dp), MLA.v -> ep, Dense.f -> ep, MoE.u -> ep, vocab -> ep
 }
+cluster pairs from h800 { per_node = 2, nodes = 2 }
+deploy nodes of DeepSeekV3 from ep4 on pairs { }
 deploy whole of DeepSeekV3 { mesh tp = 2  shard hidden -> tp }
 """
 MESHES = {"ep2": 2, "ep4": 4, "dp2ep2": 4, "tp2ep2": 4, "dp2tp2ep2": 8, "ep2x": 2,
-          "replicated": 2, "crossed": 4, "whole": 2}  # fmt: skip
+          "replicated": 2, "crossed": 4, "whole": 2, "nodes": 4}  # fmt: skip
 
 
 def source(folder: Path) -> Path:

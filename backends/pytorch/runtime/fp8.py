@@ -141,6 +141,10 @@ class Coded:
         exact = None if self.exact is None else change(self.exact)
         return Coded(change(self.codes), change(self.scales), self.coding, self.columns, exact)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Coded:
+        """Codes and scales sent where their rows go; what was quantised stays."""
+        return Coded(change(self.codes), change(self.scales), self.coding, self.columns)
+
     def __getitem__(self, index: Any) -> Coded:
         return self._rows(lambda part: part[index])
 
@@ -153,13 +157,6 @@ class Coded:
     def split(self, counts: Sequence[int]) -> tuple[Coded, ...]:
         parts = zip(self.codes.split(counts), self.scales.split(counts), strict=True)
         return tuple(Coded(codes, scales, self.coding, self.columns) for codes, scales in parts)
-
-    def sent(self, send: Callable[[Tensor], Tensor]) -> Coded:
-        """Rows sent elsewhere: codes as bytes, which every transport takes, and scales."""
-        narrow = self.codes.element_size() == 1
-        codes = send(self.codes.view(torch.uint8) if narrow else self.codes)
-        codes = codes.view(self.codes.dtype) if narrow else codes
-        return Coded(codes, send(self.scales), self.coding, self.columns)
 
     def expand(self, *shape: int) -> Coded:
         """Rows are repeated; ``shape`` is that of the codes."""

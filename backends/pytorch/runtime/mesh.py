@@ -165,27 +165,46 @@ class Mesh:
     def ways(self, *axes: str) -> int:
         return prod(self.sizes[axis] for axis in axes)
 
+    def across(self, axes: tuple[str, ...], per_node: int) -> tuple[Group, Group]:
+        """The ranks along some axes in the same place of each node, and those of this node."""
+        own = (*axes, f"{per_node} between nodes"), (*axes, f"{per_node} within a node")
+        if own[0] not in self._groups:
+            rows = self._rows(axes)
+            nodes = [[row[i : i + per_node] for i in range(0, len(row), per_node)] for row in rows]
+            columns = [list(ranks) for row in nodes for ranks in zip(*row, strict=True)]
+            self._make(own[0], columns)
+            self._make(own[1], [ranks for row in nodes for ranks in row])
+        return self._groups[own[0]], self._groups[own[1]]
+
     def group(self, *axes: str) -> Group:
         """The ranks along some axes that are where this one is along the others.
 
         All ranks ask for the same groups in the same order, as they run one program.
         """
         if axes not in self._groups:
-            if not self._connected:
-                raise RuntimeError(f"the mesh {self} is not connected to its processes")
-            others = [a for a in self.sizes if a not in axes]
-            for fixed in product(*(range(self.sizes[a]) for a in others)):
-                at = dict(zip(others, fixed, strict=True))
-                ranks = [
-                    self._number({**at, **dict(zip(axes, place, strict=True))})
-                    for place in product(*(range(self.sizes[a]) for a in axes))
-                ]
-                alone = len(ranks) == 1 and not (dist.is_initialized() and self.size == 1)
-                with connected():
-                    handle = None if alone else dist.new_group(ranks)
-                if self.rank in ranks:
-                    self._groups[axes] = Group(ranks, ranks.index(self.rank), handle)
+            self._make(axes, self._rows(axes))
         return self._groups[axes]
+
+    def _rows(self, axes: tuple[str, ...]) -> list[list[int]]:
+        """Ranks along some axes, for each place along the others."""
+        others = [a for a in self.sizes if a not in axes]
+        found = []
+        for fixed in product(*(range(self.sizes[a]) for a in others)):
+            at = dict(zip(others, fixed, strict=True))
+            places = product(*(range(self.sizes[a]) for a in axes))
+            found.append([self._number({**at, **dict(zip(axes, p, strict=True))}) for p in places])
+        return found
+
+    def _make(self, name: tuple[str, ...], rows: list[list[int]]) -> None:
+        """Every one of these groups, as all ranks must; this rank's is kept."""
+        if not self._connected:
+            raise RuntimeError(f"the mesh {self} is not connected to its processes")
+        for ranks in rows:
+            alone = len(ranks) == 1 and not (dist.is_initialized() and self.size == 1)
+            with connected():
+                handle = None if alone else dist.new_group(ranks)
+            if self.rank in ranks:
+                self._groups[name] = Group(ranks, ranks.index(self.rank), handle)
 
     def _number(self, at: dict[str, int]) -> int:
         number = 0
@@ -241,6 +260,7 @@ class Mesh:
         *axes: str,
         sent: tuple[str, ...] | None = None,
         each: bool = False,
+        per_node: int = 0,
     ) -> Routing:
         """Where tokens go: an array of blocks lies on the ranks along ``axes``, ``blocks`` here.
 
@@ -250,8 +270,11 @@ class Mesh:
             sent: the axes along which ranks have tokens of their own; all unless given. Along the
                 others they have the same tokens, and each does the work of its own blocks.
             each: what is dispatched differs from pick to pick.
+            per_node: so many neighbouring ranks share a node: a token goes to a node once, to the
+                rank in the place of its own, and is forwarded inside.
         """
-        return routed(self, blocks, pick, gate, axes, axes if sent is None else sent, each)
+        sent = axes if sent is None else sent
+        return routed(self, blocks, pick, gate, axes, sent, each, per_node)
 
     def __repr__(self) -> str:
         return f"Mesh({self.sizes})"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from backends.pytorch.runtime.fp8 import Coded
 
 if TYPE_CHECKING:
     from backends.pytorch.runtime.mesh import Group, Mesh
+
+
+Rows = TypeVar("Rows", Tensor, Coded)
 
 
 @dataclass(frozen=True)
@@ -125,28 +129,29 @@ class Routing:
         self._token = token[order]
         self._gate = gate[token, pick][order]
 
-    def dispatch(self, x: Tensor | Coded) -> Any:
-        """The rows of an argument for this rank's blocks; of a coded one, codes and scales.
+    def dispatch(self, x: Rows) -> Rows:
+        """The rows of an argument for this rank's blocks.
 
         Args:
-            x: ``[*rows, picks or 1, ...]``, where an axis of rows may have length 1.
+            x: ``[*rows, picks or 1, ...]``, where an axis of rows may have length 1. Of a coded
+                one, codes and scales are sent.
 
         Returns:
             ``[len(block), ...]``.
         """
-        if isinstance(x, Coded):
-            return x.sent(self.dispatch)
         lead = self._shape if self._each else (*self._shape[:-1], 1)
         mine = torch.arange(torch.Size(lead).numel(), device=x.device)
-        rows = _rows(x, torch.Size(lead), mine)
+        given: Any = x
+        rows: Any = _rows(given, torch.Size(lead), mine)
         for hop in self._hops:
-            rows = hop.there(rows)
-        return rows.index_select(0, self._token)
+            rows = rows.each(hop.there) if isinstance(rows, Coded) else hop.there(rows)
+        arrived: Rows = rows.index_select(0, self._token)
+        return arrived
 
     def apply(
         self,
         blocks: nn.ModuleList,
-        *args: Tensor,
+        *args: Rows,
         start: int = 0,
         method: str = "forward",
         whole: Sequence[int] = (),
@@ -159,7 +164,11 @@ class Routing:
             method: which of the block's methods.
         """
         counts = torch.bincount(self.block, minlength=len(blocks)).tolist()
-        parts = [[a] * len(counts) if i in whole else a.split(counts) for i, a in enumerate(args)]
+        ends = list(accumulate(counts, initial=0))
+        parts = [
+            [a] * len(counts) if i in whole else [a[b:e] for b, e in pairwise(ends)]
+            for i, a in enumerate(args)
+        ]
         # With no rows at all, any block knows the shape of its result.
         busy = [n for n, count in enumerate(counts) if count] or [0]
         made = [_method(blocks[start + n], method)(*(part[n] for part in parts)) for n in busy]
@@ -195,6 +204,7 @@ def routed(
     axes: tuple[str, ...],
     sent: tuple[str, ...],
     each: bool,
+    per_node: int,
 ) -> Routing:
     """See ``Mesh.route``."""
     path = str(blocks.path)
@@ -210,9 +220,16 @@ def routed(
     first = mesh.index(*axes) * count
     own = range(first, first + count)
     hops: list[Hop] = []
+    groups: list[Group] = []
     if sent:
-        group = mesh.group(*sent)
+        groups = [*mesh.across(sent, per_node)] if per_node else [mesh.group(*sent)]
+    for number, group in enumerate(groups):
         to = _ranks(mesh, places.div(count, rounding_mode="floor"), axes, sent)
+        if per_node and number == 0:
+            to = to.div(per_node, rounding_mode="floor")  # whose node, and then who in it
+        elif per_node:
+            here = to.div(per_node, rounding_mode="floor") == groups[0].index
+            to = torch.where(here, to % per_node, per_node)
         goes = torch.zeros(len(to), group.size + 1, dtype=torch.bool, device=pick.device)
         goes.scatter_(1, to, True)
         hop = Hop(group, goes[:, :-1])
