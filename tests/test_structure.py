@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,3 +157,9 @@ def test_files_stay_small() -> None:
         for path in python_files(*MAY_IMPORT, "tests", "benchmarks")
     }
     assert not {name: lines for name, lines in sizes.items() if lines > MOST_LINES}
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by their names, whatever folder they are in."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
