@@ -338,6 +338,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dslc", "run", *map(str, (compiled(), *options))],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=end if out is None else out, stderr=end,
+            env=os.environ | {"TERM": "xterm"},  # a dumb one shows no bar
             # A shell's background processes ignore Ctrl-C, and so would their children.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip

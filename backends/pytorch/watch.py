@@ -68,7 +68,10 @@ def watching(model: Model) -> Iterator[list[Value]]:
     """
     found: list[Value] = []
     watcher = _Watcher(inspect.getfile(type(model.module)), _equations(model.code), found)
-    watcher.kept = {t.untyped_storage().data_ptr() for t in model.state_dict().values()}
+    # Those that lie somewhere for as long as the model does: a state dict may hold copies, whose
+    # memory goes to values of the step.
+    lasting = [*model.module.parameters(), *model.module.buffers()]
+    watcher.kept = {t.untyped_storage().data_ptr() for t in lasting} - {0}
     before = sys.gettrace()
     sys.settrace(watcher.call)
     try:
