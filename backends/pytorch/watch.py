@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.places import quoted, source_path
-from backends.pytorch.runtime.fp8 import Coded
+from backends.pytorch.runtime.fp8 import Coded, CodedWeight
 
 if TYPE_CHECKING:
     from backends.pytorch.model import Model
@@ -70,8 +71,9 @@ def watching(model: Model) -> Iterator[list[Value]]:
     watcher = _Watcher(inspect.getfile(type(model.module)), _equations(model.code), found)
     # Those that lie somewhere for as long as the model does: a state dict may hold copies, whose
     # memory goes to values of the step.
-    lasting = [*model.module.parameters(), *model.module.buffers()]
-    watcher.kept = {t.untyped_storage().data_ptr() for t in lasting} - {0}
+    stored = [*model.module.parameters(), *model.module.buffers()]
+    lasting = [t for t in stored if not isinstance(t, (BlockedWeight, CodedWeight))]
+    watcher.kept = {t.untyped_storage().data_ptr() for t in lasting}
     before = sys.gettrace()
     sys.settrace(watcher.call)
     try:
