@@ -71,6 +71,7 @@ class Body:
         self.names = Scope("self", "like", *owner.reserved)
         self.step = self.names.take("step")
         self.needs_step = False
+        self.shared: dict[str, str] = {}  # variables that several kernels' calls read, by purpose
         self.lines: list[str] = []
         self.indent = 8
         self.nodes: dict[str, Node] = {}

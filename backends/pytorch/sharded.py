@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from backends.pytorch.checkpoint import Match, Source
+from backends.pytorch.inputs import InputError
 from backends.pytorch.model import Model
 from backends.pytorch.runtime import Cache, Mesh, Step
 from backends.pytorch.runtime.routing import Placement
@@ -110,7 +111,10 @@ class ShardedModel(Model):
         return ShardedCache(batch, capacity, _own(batch, self.mesh, self.manifest.batch))
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        raise NotImplementedError("a rank's weights are read from a checkpoint")
+        raise InputError(
+            "a model over several ranks reads its weights from a checkpoint: dslc.load(directory, "
+            "checkpoint)"
+        )
 
 
 def _owner(number: int, among: int, ways: int) -> int:

@@ -6,7 +6,7 @@ allocating, reading a checkpoint and drawing random values then work as they do 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from math import prod
@@ -111,7 +111,7 @@ def own_runs(mesh: Mesh, dim: DimRow) -> Runs:
     return runs(dim, lambda axes: (mesh.index(*axes), mesh.ways(*axes)))
 
 
-def _names(pattern: Pattern):  # type: ignore[no-untyped-def]
+def _names(pattern: Pattern) -> Callable[[Sequence[int]], str]:
     """The checkpoint's name of a tensor, by its places in the pattern's ranges."""
     from dsl.templates import numbered
 

@@ -109,9 +109,9 @@ class Places:
 
 def places(step: Step) -> Places:
     """A step's, made once."""
-    if not hasattr(step, "places"):
-        step.places = Places(step)  # type: ignore[attr-defined]
-    found: Places = step.places  # type: ignore[attr-defined]
+    if step.places is None:
+        step.places = Places(step)
+    found: Places = step.places
     return found
 
 

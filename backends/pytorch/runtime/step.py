@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,7 @@ class Step:
         """
         self.counts = tuple(int(n) for n in counts)
         self.batch = len(self.counts)
+        self.places: Any = None  # what paged.places makes, where kernels ask for it
         self.total = sum(self.counts)
         self.time = max(self.counts, default=0)
         self.even = len(set(self.counts)) <= 1

@@ -134,7 +134,7 @@ def product(context: Context, node: Node) -> Group | None:
         stored = body.owner.attribute(str(w.attrs["param"]))
         given = [f"{stored}.codes", f"{stored}.scale"]
         if context.experts is not None:
-            given = [*stacked(body, context.experts, w), str(body.offsets)]  # type: ignore[attr-defined]
+            given = [*stacked(body, context.experts, w), body.shared["offsets"]]
         text = call(context.use(operator), f"{codes}.codes", f"{codes}.scales", *given)
         return Value(text, node.type.names, node.type.dtype)
 

@@ -150,7 +150,7 @@ def _sent(
     pick = str(body.values[prefix + found.node.inputs[0]])
     rows, row_of, offsets = (body.names.take(n) for n in ("rows", "row_of", "offsets"))
     function = context.use(sending)
-    body.offsets = offsets  # type: ignore[attr-defined]
+    body.shared["offsets"] = offsets
     if x.type.dtype != "coded":
         given = str(body.values[prefix + x.name])
         body.line(f"{rows}, {row_of}, {offsets} = {call(function, pick, given)}", span)

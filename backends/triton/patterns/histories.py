@@ -285,9 +285,7 @@ def _computed(context: Context, body: Body, prefix: str, one: Held, packs: dict[
 
 def places(body: Body) -> str:
     """The variable that tells where queries and histories lie; made where it is first needed."""
-    found: str | None = getattr(body, "places", None)
-    if found is None:
-        found = body.names.take("at")
-        body.places = found  # type: ignore[attr-defined]
-        body.line(f"{found} = paged.places({body.runtime_step})", None)
-    return found
+    if "places" not in body.shared:
+        body.shared["places"] = body.names.take("at")
+        body.line(f"{body.shared['places']} = paged.places({body.runtime_step})", None)
+    return body.shared["places"]

@@ -100,7 +100,7 @@ def grouped(context: Context, node: Node, found: Found, out: str) -> Group | Non
             return None
         rows = str(body.values[prefix + found.x.name])
         given = stacked(body, experts, found.matrix.parameter)
-        text = call(context.use(operator), rows, *given, str(body.offsets))  # type: ignore[attr-defined]
+        text = call(context.use(operator), rows, *given, body.shared["offsets"])
         return Value(text, node.type.names, node.type.dtype)
 
     return Group(node.name, frozenset({node.name}), write, frozenset({found.x.name}))
