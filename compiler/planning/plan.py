@@ -165,6 +165,7 @@ class Plan:
             "memory_capacity_bytes": self.capacity,
             "weights_by_format_bytes": dict(memory.weights_by_format),
             "pair": None if not trains or self.lanes is None else _lanes(self.lanes[1]),
+            "pass": None if trains or self.lanes is None else _lanes(self.lanes[1]),
             "rates": {
                 spelled(key): {"value": f.value, "written": f.text, "source": f.source}
                 for key, f in self.figures.items()

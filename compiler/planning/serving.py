@@ -63,6 +63,13 @@ class Serving:
         return self.serve.phase == "decode"
 
     @property
+    def direct(self) -> bool:
+        """Are picks sent one by one? GPUs have low-latency kernels for decoding that do; the
+        runtime of compiled programs sends a row once to each place that wants it."""
+        cluster = self.subject.deployment.cluster
+        return self.decodes and cluster is not None and cluster.kind == "gpu"
+
+    @property
     def parts(self) -> int:
         """Micro-batches of a pass."""
         return 2 if self.subject.deployment.overlap.schedule == "two_microbatches" else 1
@@ -144,7 +151,7 @@ class Serving:
             self.subject.sharding,
             self.subject.precision,
             model.load.tokens,
-            direct=self.decodes,
+            direct=self.direct,
         )
         layers = model.layers(times, False, measured)
         all_layers: list[Layer] = []
