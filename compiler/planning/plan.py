@@ -212,7 +212,7 @@ def make(
     training = report(source, deployment.train.sequence) if deployment.train else None
     mfu = None
     flops = 0.0
-    if training is not None:
+    if training is not None and training.training_flops is not None:
         flops = training.training_flops
         peak = next(
             (
