@@ -10,7 +10,9 @@ the length asked for. Counted as papers count:
   as are picked; a table that is only looked up in is not counted;
 - *FLOPs* are two per multiply-add of every contraction, for a whole sequence without a cache; of
   contractions over pairs of positions (scores, and what they weigh) the share of pairs that the
-  mask lets see: half of them in causal attention, few in a sliding window.
+  mask lets see: half of them in causal attention, few in a sliding window;
+- *training FLOPs* are those and the products of the backward graph (``training_costs.py``), without
+  what is computed again: three times forward, but for what no gradient goes through.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-from compiler import spec
+from compiler import spec, training_costs
 from compiler.cost import flops_of, lengths, volume
+from compiler.errors import UserError
 from compiler.ir import Graph, Node, Program
 from compiler.passes import masks, order
+from compiler.passes.recompute import NOTHING
 from compiler.tensors import VIEWS, CachePattern, Place, caches, called, patterns, places, shown
 
 CACHE_WIDTH = {"act": 2, "f32": 4, "i64": 8, "bool": 1}  # bytes, of a model that runs in BF16
-TRAINING = 3  # a product's backward pass is two more of its size
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Report:
     cache_bytes_per_token: int
     state_bytes_per_sequence: int  # however long it is: states of scans, the last few positions
     forward_flops: float
-    training_flops: float
+    training_flops: float | None  # None: nothing of it can be trained
     sequence: int
     blocks: tuple[BlockRow, ...]
 
@@ -97,10 +100,20 @@ def report(program: Program, sequence: int = 4096) -> Report:
         cache_bytes_per_token=sum(_bytes(c) for c in kept if c.last is None),
         state_bytes_per_sequence=sum(_bytes(c) for c in kept if c.last is not None),
         forward_flops=flops,
-        training_flops=TRAINING * flops,
+        training_flops=_training(ordered, sequence, main),
         sequence=sequence,
         blocks=tuple(_blocks(program, runs, main, sequence)),
     )
+
+
+def _training(program: Program, sequence: int, entry: str) -> float | None:
+    """FLOPs of a training step per token; None where there is nothing that a gradient goes to, or
+    an op that has no adjoint."""
+    try:
+        total = training_costs.costs(program, sequence, entry, NOTHING).total
+    except UserError:
+        return None
+    return total.training / sequence
 
 
 def _bytes(cache: CachePattern) -> int:

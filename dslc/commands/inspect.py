@@ -123,6 +123,7 @@ def _states(report: Report) -> list[tuple[str, str, str]]:
 
 def _print(report: Report, context: ContextRow | None) -> None:
     print(report.model)
+    trained = report.training_flops
     rows = [
         ("parameters", f"{report.parameters:,}", large(report.parameters)),
         ("activated per token", f"{report.activated:,}", large(report.activated)),
@@ -132,7 +133,7 @@ def _print(report: Report, context: ContextRow | None) -> None:
         (
             f"FLOPs per token, sequence {report.sequence:,}",
             f"{flops(report.forward_flops)} forward",
-            f"{flops(report.training_flops)} in training",
+            "" if trained is None else f"{flops(trained)} in training",
         ),
     ]
     if context is not None:

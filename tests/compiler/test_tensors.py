@@ -112,7 +112,7 @@ def test_the_published_numbers(published):
     assert numbers.others == 11_610_067_968
     assert numbers.cache_bytes_per_token == 70_272
     assert abs(numbers.training_flops - 250e9) < 2.5e9
-    assert numbers.training_flops == 3 * numbers.forward_flops
+    assert numbers.training_flops == pytest.approx(3 * numbers.forward_flops, rel=1e-4)
 
 
 def test_flops_are_products_with_activated_weights_and_causal_attention(published):
