@@ -143,6 +143,10 @@ def load(
         shared.owns(patterns)
         return shared
     model = Model(module, manifest, memory.names, unavailable, notes, source, code)
+    if kernels is not None:
+        from backends.triton.sampler import sampler_of
+
+        model.choose = sampler_of(kernels, json.loads(files[KERNELS])) or model.choose
     return model.ahead(decoder, products)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from backends.pytorch.problems import listing, message, told
 from backends.pytorch.runtime import Cache, Step
 from backends.pytorch.runtime.fp8 import CodedWeight, moved_codes
 from backends.pytorch.runtime.paged import PagedCache
+from backends.pytorch.sampling import choose
 from compiler.errors import UserError
 from compiler.manifest import EntryRow, Manifest
 
@@ -82,6 +83,7 @@ class Model(nn.Module):
         self._source = source
         self._decoder: Decoder | None = None
         self._products: FewRows | None = None
+        self.choose: Callable[..., Tensor] = choose  # the next tokens, from logits
         self.register_state_dict_post_hook(_rename_to_checkpoint)
 
     def ahead(self, decoder: Decoder | None, products: FewRows | None) -> Model:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from backends.pytorch.emit import emit
 from backends.triton import tuning
 from backends.triton.ahead import Binary, compile_ahead, triton_version
 from backends.triton.kernel import Operator
+from backends.triton.patterns.tokens import samplers
 from backends.triton.select import Fallback, Selection
 from backends.triton.targets import TARGETS, Target
 from backends.triton.write import kernels_text
@@ -28,6 +29,7 @@ class Generated:
         model, kernels: the texts of ``model.py`` and ``kernels.py``.
         operators: the functions of ``kernels.py``.
         fallbacks: what torch computes.
+        sampling: of the operators, those that choose tokens: ``greedy``, ``drawn``.
     """
 
     target: Target
@@ -36,6 +38,7 @@ class Generated:
     kernels: str
     operators: tuple[Operator, ...]
     fallbacks: tuple[Fallback, ...]
+    sampling: Mapping[str, str] = field(default_factory=dict)
 
 
 def generate(program: Program, target: Target, dtype: str) -> Generated:
@@ -51,6 +54,9 @@ def generate(program: Program, target: Target, dtype: str) -> Generated:
     _refuse_formats(program, target)
     selection = Selection(target, dtype)
     model = emit(program, selection)
+    choosing = samplers(program, target, dtype)
+    for operator in choosing.values():
+        selection.use(operator)
     table = tuning.find(target)
     operators = tuple(table.apply(op) if table else op for op in selection.operators.values())
     about = f"The kernels of {program.name} for {target.name}, activations {dtype}."
@@ -61,6 +67,7 @@ def generate(program: Program, target: Target, dtype: str) -> Generated:
         kernels_text(operators, about),
         operators,
         tuple(selection.fallbacks),
+        {name: operator.name for name, operator in choosing.items()},
     )
 
 
@@ -122,6 +129,7 @@ def files(generated: Generated, compiled: list[Binary]) -> dict[str, bytes]:
         "target": generated.target.name,
         "dtype": generated.dtype,
         "triton": triton_version(),
+        "sampling": dict(generated.sampling),
         "kernels": rows,
     }
     out[INDEX] = (json.dumps(index, indent=1) + "\n").encode()

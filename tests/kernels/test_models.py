@@ -8,6 +8,7 @@ from own_model import OWN
 from running_kernels import rounding  # noqa: F401  the interpreter's conversions are mended
 
 import dslc
+from backends.triton.sampler import Sampler
 from dslc.program import Program, compile_file
 
 PLACE = {"device": "cpu", "note": lambda sentence: None}
@@ -47,7 +48,13 @@ def away(found: torch.Tensor, reference: torch.Tensor) -> float:
 # float32 first: there nothing hides, but products are left to torch, as tensor cores would round.
 @pytest.mark.parametrize(
     ("file", "dtype", "near"),
-    [("dsv3", "float32", 2e-5), ("dsv3", "bfloat16", 3e-2), ("mixtral", "bfloat16", 3e-2)],
+    [
+        ("dsv3", "float32", 2e-5),
+        ("dsv3", "bfloat16", 3e-2),
+        ("mixtral", "bfloat16", 3e-2),
+        ("qwen3_moe", "float32", 2e-5),  # norms of heads
+        ("qwen3_next", "float32", 2e-5),  # a part of each head is turned; much is left to torch
+    ],
 )
 def test_logits_agree(file: str, dtype: str, near: float, tmp_path: Path) -> None:
     plain, gpu = both(tmp_path, file, dtype, dims="small")
@@ -77,9 +84,29 @@ def test_generates_from_pages_as_the_cpu_does(tmp_path: Path) -> None:
     plain, gpu = both(tmp_path, "dsv3", "float32", dims="small", set={"layers": 2, "dense": 1})
     tokens = [m.generate(TOKENS, lengths=LENGTHS, max_new_tokens=3) for m in (plain, gpu)]
     assert all(torch.equal(a, b) for a, b in zip(*tokens, strict=True))
+    # The next tokens come from kernels too, and are drawn from the same numbers.
+    assert isinstance(gpu.choose, Sampler) and not isinstance(plain.choose, Sampler)
+    drawn = [
+        m.generate(TOKENS, max_new_tokens=3, temperature=0.9, top_p=0.9, min_p=0.01, seed=5)
+        for m in (plain, gpu)
+    ]
+    assert torch.equal(*drawn)
     caches = [m.new_cache(2, capacity=70) for m in (plain, gpu)]
     for part in (TOKENS[:, :5], TOKENS[:, 5:], TOKENS[:, :1]):
         found = [
             m(part, cache=cache).detach() for m, cache in zip((plain, gpu), caches, strict=True)
         ]
         assert away(found[1], found[0]) < 2e-5
+
+
+def test_logits_that_are_no_numbers_are_refused_as_on_the_cpu(tmp_path: Path) -> None:
+    plain, gpu = both(tmp_path, "dsv3", "float32", dims="small", set={"layers": 1, "dense": 1})
+    said = []
+    for model in (plain, gpu):
+        with torch.no_grad():
+            model.module.head.fill_(float("nan"))
+        with pytest.raises(dslc.UserError) as refused:
+            model.generate(TOKENS, max_new_tokens=2)
+        said.append(str(refused.value))
+    assert said[0] == said[1]
+    assert said[0].startswith("the logits of sequence 0 are NaN after 0 new tokens")

@@ -173,14 +173,14 @@ def _launcher(spec: RMSNorm, name: str) -> str:
         returned.append("codes, scales")
     if spec.residual:
         returned.append("total")
-    about = f"RMSNorm of x{' + added' if spec.residual else ''} [rows, {spec.width}]"
+    about = f"RMSNorm of x{' + added' if spec.residual else ''} [..., {spec.width}]"
     about += ", in codes" if spec.to else ""
     about += ", and the sum" if spec.residual else ""
     body = "\n    ".join(allocated)
     return f'''
 def {name}({parameters}):
     """{about}; gain [{spec.width}]."""
-    rows = x.shape[0]
+    rows = x.numel() // {spec.width}
     {body}
     if rows:
         config = pick({name}_kernel_configs, rows)
