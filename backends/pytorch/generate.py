@@ -85,9 +85,7 @@ def generate(
         with torch.no_grad():
             logits = prefill(model, prompts, cache, prefill_chunk)
             for step in range(max_new_tokens):
-                new = model.choose(
-                    logits, active, step, temperature, top_p, seed, min_p
-                ).tolist()
+                new = model.choose(logits, active, step, temperature, top_p, seed, min_p).tolist()
                 ended = {s for s, t in zip(active, new, strict=True) if endings.add(s, t)}
                 if on_token:
                     told = torch.full((batch,), ENDED)
