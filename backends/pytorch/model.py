@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -359,6 +360,12 @@ class Model(nn.Module):
         known = {ours[name]: tensor for name, tensor in state_dict.items() if name in mine}
         self.module.load_state_dict(known, strict=False, assign=assign)
         return IncompatibleKeys(missing, unexpected)
+
+    def save(self, folder: str | Path, checkpoint: str | Path | None = None) -> None:
+        """Write the weights as a Hugging Face checkpoint: ``backends.pytorch.saving.save``."""
+        from backends.pytorch.saving import save
+
+        save(self, folder, checkpoint)
 
     # -- what callers ask for ---------------------------------------------------------------------
 

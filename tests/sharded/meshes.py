@@ -32,9 +32,19 @@ deploy turns2 of DeepSeekV3 from ep2 { overlap two_microbatches }
 deploy turns4 of DeepSeekV3 from ep4 { overlap two_microbatches }
 deploy turns_tp of DeepSeekV3 from tp2ep2 { overlap two_microbatches }
 deploy turns_nodes of DeepSeekV3 from nodes on pairs { overlap two_microbatches }
+
+# What is published, on fewer ranks and not in FP8: copies and nodes that hold groups, and two
+# experts on each of ranks that the experts alone do not divide over.
+deploy prefill4 of DeepSeekV3 from prefill on pairs {
+  mesh ep = 4  shard MoE.expert -> ep with 4 redundant  overlap none  precision none
+}
+cluster trio from h800 { per_node = 2, nodes = 3 }
+deploy decode6 of DeepSeekV3 from decode on trio {
+  mesh ep = 6  shard MoE.expert -> ep with 4 redundant  overlap none  precision none
+}
 """
 MESHES = {"ep2": 2, "ep4": 4, "dp2ep2": 4, "tp2ep2": 4, "dp2tp2ep2": 8, "ep2x": 2,
-          "replicated": 2, "crossed": 4, "whole": 2, "nodes": 4,
+          "replicated": 2, "crossed": 4, "whole": 2, "nodes": 4, "prefill4": 4, "decode6": 6,
           "turns2": 2, "turns4": 4, "turns_tp": 4, "turns_nodes": 4}  # fmt: skip
 
 

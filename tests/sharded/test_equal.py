@@ -98,19 +98,22 @@ def test_ranks_send_what_the_recorded_routing_implies(request, ranks, folder):
         assert traffic["counts"] == calls.copy().pop() * 8 * (len(ranks) - 1)
 
 
-def test_a_token_goes_to_a_node_once_and_is_forwarded_inside(folder):
-    ranks = [torch.load(folder / f"nodes.{n}.pt", weights_only=False) for n in range(4)]
-    between = within = 0
+@pytest.mark.parametrize("name", ["nodes", "prefill4"])
+def test_a_token_goes_to_a_node_once_and_is_forwarded_inside(folder, name):
+    ranks = [torch.load(folder / f"{name}.{n}.pt", weights_only=False) for n in range(4)]
+    copies = 4 if name == "prefill4" else 0
+    each, placement = (8 + copies) // 4, Placement.of([*range(8), *range(copies)], 8)
+    between = within = direct = 0
     for sender, found in enumerate(ranks):
         for _, pick in found["log"]:
-            for token in pick.tolist():
-                receivers = {place // 2 for place in token}
+            for token in placement.spread(pick, sender).tolist():
+                receivers = {place // each for place in token}
+                direct += len(receivers - {sender})
                 between += len({r // 2 for r in receivers} - {sender // 2})
                 within += sum(r % 2 != sender % 2 for r in receivers)
     sent = sum(found["traffic"]["dispatch"] for found in ranks)
     assert sent == (between + within) * ROW
-    direct = [torch.load(folder / f"ep4.{n}.pt", weights_only=False)["traffic"] for n in range(4)]
-    assert between * ROW < sum(t["dispatch"] for t in direct)
+    assert between < direct
 
 
 def test_copies_share_the_work_of_a_block_evenly():
