@@ -376,7 +376,9 @@ NONE: Mapping[str, str] = {
     "dequantize": "codes have none: what is trained are master weights",
     "scaled_contract": "codes have none: what is trained are master weights",
     **dict.fromkeys(
-        "all_reduce reduce_scatter all_gather part_of gather_part routing dispatch combine".split(),
+        (
+            "all_reduce reduce_scatter all_gather part_of gather_part routing dispatch combine wait"
+        ).split(),
         "is of one rank's program: whole models are differentiated",
     ),
     "cache": "training takes whole sequences: it is as_history, which has one",

@@ -49,6 +49,12 @@ def all_reduce(node: Node, operands: list[Node], scope: Scope) -> Type:
     return operands[0].type
 
 
+def wait(node: Node, operands: list[Node], scope: Scope) -> Type:
+    (started,) = operands
+    need(bool(started.attrs.get("starts")), f"%{started.name} is not started, but done")
+    return started.type
+
+
 def reduce_scatter(node: Node, operands: list[Node], scope: Scope) -> Type:
     return part(node, operands, scope)
 

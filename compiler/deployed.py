@@ -30,7 +30,7 @@ def _precision(deployment: Deployment) -> Found | None:
 
 def _overlap(deployment: Deployment) -> Found | None:
     schedule = deployment.overlap.schedule
-    if schedule == "none":
+    if schedule in ("none", "two_microbatches"):
         return None
     return f"the schedule '{schedule}'", deployment.overlap.span
 

@@ -303,7 +303,8 @@ class Frame:
         return self.run(body, args, child, number, names.items(), rows=rows)
 
     def inside(self, child: str, number: int | None) -> Scope:
-        for piece in self.scope.pieces(child):
+        path, _, child = child.rpartition(".")
+        for piece in self.scope.inside(path).pieces(child):
             if piece.array is None:
                 if number is None:
                     return replace(self.scope, module=piece.module)

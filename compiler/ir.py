@@ -47,6 +47,7 @@ DYNAMIC = frozenset({"time", "history", "wanted", "rows"})
 # Ops that keep something from step to step, under their name in their module.
 KEPT = frozenset({"cache", "scan"})
 
+Who = Literal["first", "second", "before", "later"]  # see Turn
 DimKind = Literal["plain", "time", "history", "rows"]
 # act: the activation dtype the model runs in; bundle: several values as one (compiler/bundles.py);
 # coded: codes and scales (compiler/coding.py)
@@ -151,6 +152,18 @@ class Node:
         return replace(self, **changes)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Nodes of one micro-batch that run one after the other.
+
+    ``who`` is "first" or "second", of two micro-batches; or "later": nodes of the second one that
+    run in the *next* run of the body, at the turn "before", which lists none.
+    """
+
+    who: Who
+    nodes: tuple[str, ...] = ()
+
+
 class Graph:
     """A body: nodes in SSA form, in a topological order that is also the order of the source.
 
@@ -165,6 +178,8 @@ class Graph:
         self.nx: nx.MultiDiGraph = nx.MultiDiGraph()
         self._nodes: dict[str, Node] = {}
         self.output: str = ""
+        # How two micro-batches take turns in it; () runs one after the other (compiler/turns.py).
+        self.turns: tuple[Turn, ...] = ()
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -374,6 +389,10 @@ class Rewriter:
 
     def done(self, output: str | None = None) -> Graph:
         self.new.output = output or self.to[self.old.output]
+        self.new.turns = tuple(
+            replace(turn, nodes=tuple(self.to[n] for n in turn.nodes if n in self.to))
+            for turn in self.old.turns
+        )
         return prune(self.new)
 
 
@@ -389,4 +408,7 @@ def prune(graph: Graph) -> Graph:
         if node.name in live:
             out.add(node)
     out.output = graph.output
+    out.turns = tuple(
+        replace(turn, nodes=tuple(n for n in turn.nodes if n in live)) for turn in graph.turns
+    )
     return out

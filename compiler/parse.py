@@ -24,6 +24,7 @@ from compiler.ir import (
     Type,
 )
 from compiler.parse_coding import read_coding, read_format
+from compiler.turns import read_turn
 from dsl.diagnostics import Source, Span
 from dsl.extents import Extent
 from dsl.formats import NumberFormat
@@ -415,6 +416,8 @@ class _Reader:
         for inner in self.block(line):
             if inner.take("dim"):
                 self.dim(inner, dims)
+            elif inner.take("turn"):
+                graph.turns += (read_turn(inner),)
             elif inner.take("return"):
                 inner.need("%")
                 graph.output = inner.word()

@@ -19,7 +19,11 @@ from dsl.deploy_placed import placed
 from dsl.program import CheckedProgram, open_program
 
 # In order. Names are those of interface.md; a pass is a module with ``run(program) -> program``.
-PASSES = ("select-fp8", "sink", "order", "hoist", "recognise", "shard", "fp8", "lifetimes")
+PASSES = (
+    "select-fp8", "sink", "order", "hoist", "recognise", "shard", "fp8", "overlap", "lifetimes",
+)  # fmt: skip
+# The last stage in which every module's bodies are its own: what counts per module reads that.
+BY_MODULE = "fp8"
 STAGES = ("elaborate", *PASSES)
 # Run only when asked for by name, on ``Compiled.trained``: inference has no use for it.
 ON_REQUEST = ("differentiate",)

@@ -10,7 +10,9 @@ the length asked for. Counted as papers count:
   as are picked; a table that is only looked up in is not counted;
 - *FLOPs* are two per multiply-add of every contraction, for a whole sequence without a cache; of
   contractions over pairs of positions (scores, and what they weigh) the share of pairs that the
-  mask lets see: half of them in causal attention, few in a sliding window.
+  mask lets see: half of them in causal attention, few in a sliding window;
+- *training FLOPs* are those and the products of the backward graph (``training_costs.py``), without
+  what is computed again: three times forward, but for what no gradient goes through.
 """
 
 from __future__ import annotations
@@ -19,14 +21,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-from compiler import spec
+from compiler import spec, training_costs
 from compiler.cost import flops_of, lengths, volume
+from compiler.errors import UserError
 from compiler.ir import Graph, Node, Program
 from compiler.passes import masks, order
+from compiler.passes.recompute import NOTHING
 from compiler.tensors import VIEWS, CachePattern, Place, caches, called, patterns, places, shown
 
 CACHE_WIDTH = {"act": 2, "f32": 4, "i64": 8, "bool": 1}  # bytes, of a model that runs in BF16
-TRAINING = 3  # a product's backward pass is two more of its size
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Report:
     cache_bytes_per_token: int
     state_bytes_per_sequence: int  # however long it is: states of scans, the last few positions
     forward_flops: float
-    training_flops: float
+    training_flops: float | None  # None: nothing of it can be trained
     sequence: int
     blocks: tuple[BlockRow, ...]
 
@@ -97,10 +100,20 @@ def report(program: Program, sequence: int = 4096) -> Report:
         cache_bytes_per_token=sum(_bytes(c) for c in kept if c.last is None),
         state_bytes_per_sequence=sum(_bytes(c) for c in kept if c.last is not None),
         forward_flops=flops,
-        training_flops=TRAINING * flops,
+        training_flops=_training(ordered, sequence, main),
         sequence=sequence,
         blocks=tuple(_blocks(program, runs, main, sequence)),
     )
+
+
+def _training(program: Program, sequence: int, entry: str) -> float | None:
+    """FLOPs of a training step per token; None where there is nothing that a gradient goes to, or
+    an op that has no adjoint."""
+    try:
+        total = training_costs.costs(program, sequence, entry, NOTHING).total
+    except UserError:
+        return None
+    return total.training / sequence
 
 
 def _bytes(cache: CachePattern) -> int:
@@ -128,9 +141,9 @@ def _visit(
     for node in graph:
         if node.op == "contract" and node.attrs["over"]:
             flops += flops_of(graph, node, at) * seen.get(node.name, 1.0)
-        elif node.op == "param" and not _is_table(graph, node):
+        elif node.op == "param" and (read := _read(graph, node, at)):
             key = (place.key, str(node.attrs["param"]))
-            run.activated[key] = instances * volume(node.type.dims, at)
+            run.activated[key] = instances * read
         for inner, inner_body in called(program, place, node):
             if node.op == "branch" and not _is_taken(node, inner_body, at):
                 continue
@@ -153,14 +166,56 @@ def _is_taken(branch: Node, side: str, at: Mapping[str, int]) -> bool:
     return side == branch.attrs["then" if holds else "otherwise"]
 
 
-def _is_table(graph: Graph, node: Node) -> bool:
-    """Is a parameter only looked up in?"""
+def _read(graph: Graph, node: Node, at: Mapping[str, int]) -> int:
+    """How many numbers of a parameter one token is multiplied with.
+
+    Of one that is only looked up in, the rows that are then factors of a product, as the matrices
+    of picked experts are where they stand in one tensor, and what is looked up with them. An
+    embedding's row is not one: it is the token.
+    """
+    lookups = list(_lookups(graph, node))
+    if None in lookups:
+        return volume(node.type.dims, at)
+    picks = {n.inputs[1] for n in graph if n.op == "gather" and _is_factor(graph, n)}
+    read = 0
+    for lookup in lookups:
+        if lookup is not None and lookup.inputs[1] in picks:
+            dims = [d for d in lookup.type.dims if d.kind not in ("time", "rows")]
+            read = max(read, min(volume(dims, at), volume(node.type.dims, at)))
+    return read
+
+
+def _lookups(graph: Graph, node: Node) -> Iterator[Node | None]:
+    """Where a parameter, or a view of it, is looked up in; None where it is read whole."""
     users = graph.users(node.name)
-    return bool(users) and all(
-        (user.op == "gather" and user.inputs[0] == node.name)
-        or (user.op in VIEWS and _is_table(graph, user))
-        for user in users
-    )
+    if not users:
+        yield None
+    for user in users:
+        if user.op == "gather" and user.inputs[0] == node.name:
+            yield user
+        elif user.op in VIEWS:
+            yield from _lookups(graph, user)
+        else:
+            yield None
+
+
+def _is_factor(graph: Graph, node: Node) -> bool:
+    """Is a looked-up value summed over with something that is no parameter?"""
+    for user in graph.users(node.name):
+        if user.op in VIEWS and _is_factor(graph, user):
+            return True
+        if (
+            user.op == "contract"
+            and user.attrs["over"]
+            and not any(_is_parameter(graph, name) for name in user.inputs if name != node.name)
+        ):
+            return True
+    return False
+
+
+def _is_parameter(graph: Graph, name: str) -> bool:
+    node = graph[name]
+    return node.op == "param" or (node.op in VIEWS and _is_parameter(graph, node.inputs[0]))
 
 
 def _blocks(

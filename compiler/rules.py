@@ -29,6 +29,10 @@ class Scope:
     module: str
 
     def parameter(self, name: str) -> Parameter:
+        """A parameter of the module, or of a child: ``mlp.W_gate``."""
+        path, _, name = name.rpartition(".")
+        if path:
+            return self.inside(path).parameter(name)
         for parameter in self.program.modules[self.module].parameters:
             if parameter.name == name:
                 return parameter
@@ -56,6 +60,9 @@ class Scope:
         """
         if not name:
             return None
+        path, _, name = name.rpartition(".")
+        if path:  # a child's child
+            return self.inside(path).child(name, over)
         found: list[Child] = []
         for piece in self.pieces(name):
             array = piece.array

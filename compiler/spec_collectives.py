@@ -8,9 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler import collectives
-from compiler.spec import NAME, NAMES, WHOLE, Op, one_of, register
+from compiler.spec import NAME, NAMES, WHOLE, Attr, Op, one_of, optional, register
 
+TRUTH = Attr("a bool", lambda v: isinstance(v, bool))
 FUNCTIONS = frozenset({"sum", "mean", "max", "min"})
+
+BETWEEN_RANKS = frozenset(
+    {"all_reduce", "reduce_scatter", "all_gather", "routing", "dispatch", "combine"}
+)
 
 # fmt: off
 for _row in (
@@ -32,10 +37,9 @@ for _row in (
     Op("dispatch", "rows sent to the ranks that have their blocks", 3, 3, collectives.dispatch),
     Op("combine", "results sent back, and their sum over `picks`, weighted with the gate", 4, 4,
        collectives.combine, {"picks": NAME}),
+    Op("wait", "what was started, once it has arrived", 1, 1, collectives.wait),
 ):
-    register(replace(_row, meaning=f"semantics_ranks.{_row.name}"))
+    # What is in flight (`starts`) is read by a `wait` alone; a routing by what sends along it.
+    own = {**_row.attrs, "starts": optional(TRUTH)} if _row.name in BETWEEN_RANKS else _row.attrs
+    register(replace(_row, attrs=own, meaning=f"semantics_ranks.{_row.name}"))
 # fmt: on
-
-BETWEEN_RANKS = frozenset(
-    {"all_reduce", "reduce_scatter", "all_gather", "routing", "dispatch", "combine"}
-)

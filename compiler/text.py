@@ -26,7 +26,8 @@ A dim is declared once per body and then named. ``as`` gives a value's source na
 that it is rounded there, ``//`` where it came from. In attributes, "..." is text or a name, `...`
 a dim, <...> an extent, (...) a tuple. Sums ``n|j`` and products ``(h,n)`` of declared dims need no
 declaration. Sizes stay symbolic: the number of layers occurs in one line. ``h/tp`` is a rank's part
-of a dim that is divided over the mesh axes that its declaration names behind ``over``.
+of a dim that is divided over the mesh axes that its declaration names behind ``over``. ``turn``
+lists nodes of one micro-batch, which run before those of the next line (``compiler/turns.py``).
 
 Printing and parsing (``compiler/parse.py``) are inverse, but for the columns of source spans.
 """
@@ -98,6 +99,8 @@ def body_text(graph: Graph) -> str:
     keys = Keys(_dims_of_body(graph))
     lines += keys.lines()
     lines += ["  " + node_text(n, keys) for n in graph]
+    for turn in graph.turns:
+        lines.append(f"  turn {turn.who} {' '.join('%' + _word(n) for n in turn.nodes)}".rstrip())
     if graph.output:
         lines.append(f"  return %{_word(graph.output)}")
     return "\n".join([*lines, "}"])
@@ -291,7 +294,9 @@ def _contents(program: Program) -> tuple[Any, ...]:
         | {"names": {name: plain(part) for name, part in m.names.items()}}
         for k, m in program.modules.items()
     }
-    bodies = {k: (g.name, g.output, [plain(n) for n in g]) for k, g in program.bodies.items()}
+    bodies = {
+        k: (g.name, g.output, [plain(n) for n in g], g.turns) for k, g in program.bodies.items()
+    }
     rest: tuple[Any, ...] = (program.name, program.root, dict(program.constants))
     rest += (program.ignored, program.mesh, program.batch)
     return (*rest, modules, bodies, dict(program.entries))

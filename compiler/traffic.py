@@ -52,11 +52,12 @@ def traffic(program: Program) -> list[Traffic]:
                 if node.op == "routing" and node.attrs["sent"] and graph is not None:
                     path = f"{place.path}.{node.attrs['child']}" if place.path else ""
                     count = prod(len(r) for r in place.ranges)
-                    found.append(_of(program, graph, node, path, count))
+                    found.append(of_routing(program, graph, node, path, count))
     return found
 
 
-def _of(program: Program, graph: Graph, node: Node, path: str, count: int) -> Traffic:
+def of_routing(program: Program, graph: Graph, node: Node, path: str, count: int) -> Traffic:
+    """What goes along one routing of a body."""
     axes, sent = node.attrs["axes"], node.attrs["sent"]
     sizes = {axis: program.sizes[f"ranks.{axis}"] for axis in axes}
     assert node.type.of is not None

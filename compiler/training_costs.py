@@ -16,12 +16,12 @@ costs(program, sequence=4096).total                        # of one sequence thr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from compiler import signatures, spec
 from compiler.cost import WIDTH, flops_of, is_square, lengths, volume
-from compiler.ir import Dim, Graph, Node, Program, Rewriter, Type
+from compiler.ir import Graph, Node, Program, Rewriter
 from compiler.passes import masks, recompute
 from compiler.passes.activity import bodies_run
 from compiler.passes.differentiate import Derived, differentiate
@@ -75,6 +75,8 @@ class Cost:
         coded: the FLOPs of ``own`` that run on quantised numbers: the products that ``coded``
             names, and their backward products.
         inside: those.
+        products: the FLOPs of ``own`` by expression in the source, without bodies that run again.
+        repeated: bodies that the backward parts run forward once more.
     """
 
     body: str
@@ -86,6 +88,8 @@ class Cost:
     own: Work
     coded: Work
     inside: tuple[Cost, ...]
+    products: Mapping[Span | None, Work]
+    repeated: tuple[Cost, ...]
 
     @property
     def total(self) -> Work:
@@ -141,6 +145,65 @@ def costs(
     return _Counting(derived, coded).cost(program.entries[entry].body, at, Run())
 
 
+Expression = tuple[str, Span | None]  # a body, and an expression in it
+
+
+@dataclass(frozen=True)
+class Backward:
+    """What backward graphs compute, by expression of the source.
+
+    Attributes:
+        products: FLOPs, of one run of the body.
+        repeated: by body, how often the backward parts run it forward once more (a mean, where
+            some of the places that run it are computed again and some are not).
+        reached: expressions whose values have an adjoint.
+    """
+
+    products: Mapping[Expression, Work]
+    repeated: Mapping[str, float]
+    reached: frozenset[Expression]
+
+    def of(self, body: str) -> Work:
+        """All products of a body together: of an attention, the two or three that it is."""
+        return sum((w for key, w in self.products.items() if key[0] == body), Work())
+
+
+def backward(
+    program: Program, sequence: int, entries: Collection[str], again: Recompute
+) -> Backward:
+    """What the backward graphs of these entries compute.
+
+    Args: as ``costs`` has them.
+    """
+    derived = differentiate(program, entries, again)
+    counting = _Counting(derived, frozenset())
+    at = {**lengths(program.sizes, sequence), "wanted": sequence}
+    products: dict[Expression, Work] = {}
+    runs: dict[str, float] = {}
+    repeated: dict[str, float] = {}
+
+    def visit(cost: Cost, times: float) -> None:
+        runs[cost.body] = runs.get(cost.body, 0.0) + times
+        products.update({(cost.body, span): work for span, work in cost.products.items()})
+        for inner in cost.inside:
+            visit(inner, times * inner.times)
+        for inner in cost.repeated:
+            for one, number in inner.walk(round(times)):
+                repeated[one.body] = repeated.get(one.body, 0.0) + number
+
+    for name in entries:
+        visit(counting.cost(program.entries[name].body, at, Run()), 1.0)
+    reached = {
+        (body, node.span)
+        for body, parts in derived.parts.items()
+        for graph in (parts.input, parts.weight)
+        for node in graph or ()
+        if node.name not in parts.again and node.op not in ("input", "item", "pack")
+    }
+    often = {body: number / runs[body] for body, number in repeated.items()}
+    return Backward(products, often, frozenset(reached))
+
+
 class _Counting:
     def __init__(self, derived: Derived, coded: frozenset[Product]):
         self.coded = coded
@@ -157,18 +220,30 @@ class _Counting:
         seen = masks.shares(original, at) if run.seen is None else run.seen
         inside = {n.name: tuple(self._inside(n, original, parts, at)) for n in original}
         block = self.blocks[body]
-
-        def work(counts: Callable[[Node], bool]) -> Work:
-            if parts is None:
-                return Work(forward=_flops(original, at, seen, counts))
-            return self._flops(parts, at, seen, counts)
-
-        own = work(lambda node: True)
+        products = self._products(original, parts, at, seen)
+        repeated = () if parts is None else tuple(_repeated(parts, inside))
+        own = sum(products.values(), Work())
         if parts is not None:
-            own += self._again(parts, inside, at)
-        coded = work(lambda node: (block, node.span) in self.coded)
+            own += Work(
+                again=sum(c.total.forward * c.times for c in repeated),
+                saved=_bytes(parts.saved, at),
+                kept=_bytes(parts.kept, at),
+            )
+        coded = sum((w for span, w in products.items() if (block, span) in self.coded), Work())
         ran = tuple(cost for some in inside.values() for cost in some)
-        return Cost(body, block, run.kind, run.child, run.times, run.saves, own, coded, ran)
+        return Cost(
+            body,
+            block,
+            run.kind,
+            run.child,
+            run.times,
+            run.saves,
+            own,
+            coded,
+            ran,
+            products,
+            repeated,
+        )
 
     def _inside(
         self, node: Node, graph: Graph, parts: Parts | None, at: Mapping[str, int]
@@ -189,41 +264,34 @@ class _Counting:
                 run = replace(run, seen=_seen_inside(graph, node, self.program.bodies[body], at))
             yield self.cost(body, inner, run)
 
-    def _flops(
-        self,
-        parts: Parts,
-        at: Mapping[str, int],
-        seen: Mapping[str, float],
-        counts: Callable[[Node], bool],
-    ) -> Work:
-        """FLOPs of a body's own products, of those that count."""
+    def _products(
+        self, graph: Graph, parts: Parts | None, at: Mapping[str, int], seen: Mapping[str, float]
+    ) -> dict[Span | None, Work]:
+        """FLOPs of a body's own products, by expression: an adjoint stands where the product does
+        that it belongs to."""
+        found: dict[Span | None, Work] = {}
 
-        def flops(graph: Graph | None, again: bool) -> float:
-            if graph is None:
-                return 0.0
-            return _flops(graph, at, seen, lambda n: (n.name in parts.again) is again and counts(n))
+        def add(part: Graph | None, kind: str) -> None:
+            for node, flops in () if part is None else _flops(part, at, seen):
+                once_more = parts is not None and kind != "forward" and node.name in parts.again
+                work = Work(**{"again" if once_more else kind: flops})
+                found[node.span] = found.get(node.span, Work()) + work
 
-        return Work(
-            forward=_flops(parts.forward, at, seen, counts),
-            input=flops(parts.input, False),
-            weight=flops(parts.weight, False),
-            again=flops(parts.input, True) + flops(parts.weight, True),
-        )
+        add(graph if parts is None else parts.forward, "forward")
+        if parts is not None:
+            add(parts.input, "input")
+            add(parts.weight, "weight")
+        return found
 
-    def _again(
-        self, parts: Parts, inside: Mapping[str, tuple[Cost, ...]], at: Mapping[str, int]
-    ) -> Work:
-        """Bodies that backward parts run forward once more; what is saved and kept."""
-        bodies = dict(inside)
-        for name, (ran, _) in parts.runs.items():
-            bodies[ran] = bodies.pop(name)
-        graphs = [g for g in (parts.input, parts.weight) if g is not None]
-        repeated = [c for g in graphs for n in g for c in bodies.get(n.name, ())]
-        return Work(
-            again=sum(c.total.forward * c.times for c in repeated),
-            saved=sum(_bytes(n.type, at) for n in parts.saved if n.type.dtype != "bundle"),
-            kept=sum(_bytes(n.type, at) for n in parts.kept if n.type.dtype != "bundle"),
-        )
+
+def _repeated(parts: Parts, inside: Mapping[str, tuple[Cost, ...]]) -> Iterator[Cost]:
+    """Bodies that backward parts run forward once more."""
+    bodies = dict(inside)
+    for name, (ran, _) in parts.runs.items():
+        bodies[ran] = bodies.pop(name)
+    for graph in (parts.input, parts.weight):
+        for node in graph or ():
+            yield from bodies.get(node.name, ())
 
 
 @dataclass(frozen=True)
@@ -240,18 +308,13 @@ class Run:
 
 
 def _flops(
-    graph: Graph,
-    at: Mapping[str, int],
-    seen: Mapping[str, float],
-    counts: Callable[[Node], bool],
-) -> float:
-    """FLOPs of a body's own contractions, of those that count."""
+    graph: Graph, at: Mapping[str, int], seen: Mapping[str, float]
+) -> Iterator[tuple[Node, float]]:
+    """A body's own products with their FLOPs."""
     shares = _shares(graph, seen)
-    return sum(
-        flops_of(graph, node, at) * shares.get(node.name, 1.0)
-        for node in graph
-        if node.op == "contract" and node.attrs["over"] and counts(node)
-    )
+    for node in graph:
+        if node.op == "contract" and node.attrs["over"]:
+            yield node, flops_of(graph, node, at) * shares.get(node.name, 1.0)
 
 
 # -- contractions over pairs of positions ----------------------------------------------------------
@@ -292,6 +355,6 @@ def _shares(graph: Graph, seen: Mapping[str, float]) -> dict[str, float]:
     return values
 
 
-def _bytes(type: Type, at: Mapping[str, int]) -> int:
-    dims: tuple[Dim, ...] = type.dims
-    return volume(dims, at) * WIDTH[type.dtype]
+def _bytes(values: Iterable[Node], at: Mapping[str, int]) -> int:
+    types = [node.type for node in values if node.type.dtype != "bundle"]
+    return sum(volume(type.dims, at) * WIDTH[type.dtype] for type in types)

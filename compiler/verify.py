@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-from compiler import spec
+from compiler import spec, turns
 from compiler.ir import DYNAMIC, KEPT, Dim, DType, Graph, Module, Node, Program, Type
 from compiler.rules import RuleError, Scope, agrees, describe
 from compiler.text import node_text, show
@@ -174,6 +174,8 @@ def _form(program: Program, graph: Graph) -> Iterator[Problem]:
     yield from _twice(graph, "argument", [(n.attrs.get("name", ""), n) for n in graph.inputs])
     caches = [(n.attrs.get("name", ""), n) for n in graph if n.op in KEPT]
     yield from _twice(graph, "cache", caches)
+    for message, named in turns.problems(graph):
+        yield Problem(graph.name, message, named)
 
 
 def _twice(graph: Graph, what: str, named: list[tuple[str, Node]]) -> Iterator[Problem]:

@@ -40,6 +40,7 @@ class Signature:
     result_axes: tuple[Axis, ...]
     result_of: Index | None
     span: Span
+    result_type: str | None = None  # the type it says after its result
 
 
 @dataclass(frozen=True)
@@ -285,6 +286,15 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
             e.span,
             f"takes {shown_axes(call.args[0].free)}, gives {shown_axes(call.free)}",
             notes=[(signature.span, "declared here")],
+        )
+    if signature.result_type not in (None, "act"):
+        raise checker.error(
+            "E0502",
+            f"a block of a chain must give what it takes, and '{used.use.block}' does not",
+            e.span,
+            f"takes act, gives {signature.result_type}",
+            notes=[(signature.span, "declared here")],
+            hint="a block takes act: leave the type out of its result",
         )
     return Chain(e.span, call.free, call.kind, call.of, use=name, index=axis, args=call.args)
 

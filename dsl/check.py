@@ -134,7 +134,9 @@ class ProgramChecker(Context):
             failed = True
         if failed:
             raise Failed
-        return Signature(decl.name.text, indices, tuple(formals), result_axes, of, decl.name.span)
+        dtype = decl.result.dtype.text if decl.result.dtype else None
+        name = decl.name
+        return Signature(name.text, indices, tuple(formals), result_axes, of, name.span, dtype)
 
     def _formal(self, formal: ast.Formal, before: list[typed.Formal], scope: Scope) -> typed.Formal:
         axes = scope.axes(formal.subscripts)

@@ -159,7 +159,9 @@ class StageMaker:
         if at < whole[1]:
             self._wrong(f"layers {at} .. {whole[1]} of '{name}' stand in no stage", span)
         else:
-            self._wrong(f"'{name}' ends before layer {whole[1]}", span)
+            hint = f"at these sizes '{name}' has layers {whole[0]} .. {whole[1]}; "
+            hint += "another preset may be meant"
+            self._wrong(f"'{name}' ends before layer {whole[1]}", span, hint)
         return False
 
     def _wrong(self, message: str, span: Span, hint: str = "", note: Span | None = None) -> None:

@@ -287,6 +287,11 @@ def _mismatch(
                 f"'{index}' has extent {index.extent}, and '{axis}' has {axis.extent}: "
                 "they must be equal whatever the constants are"
             )
+    elif "|" in given and isinstance(axis, Index):
+        hint = (
+            f"parts are taken of what is declared as their sum: where the value is made, {given} "
+        )
+        hint += f"in the place of '{axis}'"
     return checker.error(
         "E0402",
         f"'{given}' stands where '{axis}' is declared",

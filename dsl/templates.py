@@ -5,6 +5,9 @@ In a source, an expression is over constants and the numbers of arrays, each und
 arrays on a path, outermost first: ``{0}`` alone, ``$0`` in an expression (``{2 * $0 + 1}``). That
 form stands for all tensors of a pattern at once. Numbers of arrays are only added to each other and
 multiplied by constants, so what values an expression has is known from the ranges.
+
+A number in square brackets, ``experts[{e}].gate_proj``, is no part of a tensor's name but a place
+along its first axis: a checkpoint may keep the blocks of an array in one tensor.
 """
 
 from __future__ import annotations
@@ -115,6 +118,8 @@ def parts(template: str) -> list[str | Placeholder]:
     """
     if not re.fullmatch(r"[^{}]*(\{[^{}]*\}[^{}]*)*", template):
         raise TemplateError("the braces of this name do not pair up")
+    if re.search(r"[\[\]]", re.sub(r"\[(\d+|\{[^{}]*\})\]", "", template)):
+        raise TemplateError("square brackets hold the place in a stacked tensor: a number, or {i}")
     pieces = re.split(r"\{([^{}]*)\}", template)
     return [_placeholder(p) if k % 2 else p for k, p in enumerate(pieces) if k % 2 or p]
 

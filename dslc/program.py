@@ -15,7 +15,7 @@ from compiler.deployed import refuse_what_is_not_acted_on
 from compiler.errors import UserError
 from compiler.ir import Program as Graphs
 from compiler.pairs import most_pairs
-from compiler.pipeline import ON_REQUEST, STAGES, Compiled, compile_model
+from compiler.pipeline import BY_MODULE, ON_REQUEST, STAGES, Compiled, compile_model
 from compiler.report import Report, report
 from compiler.staged import is_staged, staged_text
 from compiler.text import program_text
@@ -206,7 +206,7 @@ class Program:
             context=self.context,
             pairs=most_pairs(self.compiled.program),
             deployment=self.deployed.name if self.deployed else None,
-            local=self.compiled.program,
+            local=self.compiled.after(BY_MODULE),
             backend=self.backend,
             target=self.target,
         )

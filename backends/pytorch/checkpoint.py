@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backends.pytorch.problems import listing, message, told
+from backends.pytorch.stacks import Stacks, find
 from backends.pytorch.tensorfile import Reader, Stored, TensorFileError, read_header
 from compiler.errors import UserError
 from compiler.tensors import Pattern, Tensor
@@ -205,7 +206,7 @@ def match(
     entries = {entry for pattern in patterns for entry in pattern.entries}
     required = {"main"} & entries or entries
     with Reader() as reader:
-        matcher = _Matcher(checkpoint, required, reader)
+        matcher = _Matcher(checkpoint, required, reader, Stacks.of(patterns))
         for pattern in patterns:
             for tensor in pattern.tensors():
                 if tensor.elements:
@@ -234,8 +235,10 @@ def _is_needed(tensor: Tensor, unavailable: dict[str, list[str]]) -> bool:
 class _Matcher:
     """Collects what is found, what is lacking and what is wrong."""
 
-    def __init__(self, checkpoint: Checkpoint, required: set[str], reader: Reader):
+    def __init__(self, checkpoint: Checkpoint, required: set[str], reader: Reader, stacks: Stacks):
         self.checkpoint = checkpoint
+        self.stacks = stacks
+        self.told: set[str] = set()  # stacks with a problem: it is one, however many rows they have
         self.required = required  # entries that must be available
         self.reader = reader
         self.sources: list[Source] = []
@@ -245,27 +248,33 @@ class _Matcher:
         self.used: set[str] = set()
 
     def find(self, tensor: Tensor) -> None:
-        stored = self.checkpoint.tensors.get(tensor.name)
-        self.used.add(tensor.name)
-        if stored is None:
-            self._lacks(tensor)
+        whole, tensors = self.stacks.whole(tensor), self.checkpoint.tensors
+        kept = tensors.get(whole.name)
+        self.used.add(whole.name)
+        if kept is None:
+            self._lacks(whole)
             return
-        problem = _wrong(tensor, stored)
+        problem = _wrong(whole, kept)
         scale = None
-        if stored.dtype == FP8:
-            self.used.add(scale_name(tensor.name))
-        if problem is None and stored.dtype == FP8:
-            scale = self.checkpoint.tensors.get(scale_name(tensor.name))
+        if kept.dtype == FP8:
+            self.used.add(scale_name(whole.name))
+        stored = find(tensors, tensor.name)
+        if problem is None and stored is not None and stored.dtype == FP8:
+            scale = find(tensors, scale_name(tensor.name))
             problem = wrong_scale(self.checkpoint, self.reader, stored, scale)
-        if problem:
-            self.problems.append((tensor.name, problem))
-        else:
+        if problem and whole.name not in self.told:
+            self.problems.append((whole.name, problem))
+            self.told.add(whole.name)
+        elif not problem and stored is not None:
             self.sources.append(Source(tensor, stored, scale))
 
     def _lacks(self, tensor: Tensor) -> None:
         broken, index = self.checkpoint.broken, self.checkpoint.index
         if index.get(tensor.name) in broken or (broken and not index):
             return  # said once, of the file that it is, or may be, in
+        if tensor.name in self.told:
+            return
+        self.told.add(tensor.name)
         entries = tensor.pattern.entries
         if self.required.intersection(entries):
             self.missing.append(tensor)

@@ -29,6 +29,7 @@ from backends.pytorch.checkpoint import (
 from backends.pytorch.dtypes import DTYPES
 from backends.pytorch.memory import shown
 from backends.pytorch.runtime.fp8 import quantised_matrix
+from backends.pytorch.stacks import stacked
 from backends.pytorch.tensorfile import Reader, Stored, TensorFileError
 from backends.pytorch.weights import dequantise
 from backends.pytorch.write import DiskFull
@@ -108,6 +109,11 @@ def to_codes(checkpoint: Checkpoint, codings: Mapping[str, Coding]) -> list[Item
         CheckpointError: a tensor cannot be quantised so; all of them are named.
     """
     problems = list(checkpoint.broken.items())
+    stacks = {stacked(name)[0] for name in codings if name not in checkpoint.tensors}
+    problems += [
+        (name, "is stacked, one tensor for several matrices; only matrices have blocks")
+        for name in sorted(stacks & checkpoint.tensors.keys())
+    ]
     items = []
     for name, stored in checkpoint.tensors.items():
         coding = codings.get(name)

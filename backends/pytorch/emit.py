@@ -23,11 +23,11 @@ from compiler.ir import Module, Program
 
 # What model.py may import from the runtime, where it is used.
 RUNTIME = [
-    "Coded", "Coding", "Mesh", "Numbered", "Step", "apply", "attention", "experts", "gather",
-    "in_top", "inf", "making", "named", "number_format", "paged", "quantize", "scaled_linear",
-    "softmax", "stacked", "table", "top", "wide",
+    "Coded", "Coding", "Mesh", "Numbered", "Pending", "Step", "apply", "arrived", "attention",
+    "experts", "gather", "in_top", "inf", "making", "named", "number_format", "paged", "quantize",
+    "scaled_linear", "softmax", "stacked", "table", "top", "wide",
 ]  # fmt: skip
-IMPORTED = ["torch", "F", "nn", "Tensor", "kernels", *RUNTIME, "build", MESH]
+IMPORTED = ["torch", "Callable", "partial", "F", "nn", "Tensor", "kernels", *RUNTIME, "build", MESH]
 
 __all__ = ["EmitError", "emit"]
 
@@ -128,6 +128,8 @@ def _imports(body: str, constants: str) -> list[str]:
     if re.search(r"\bF\.", body):
         lines.append("import torch.nn.functional as F")
     lines += ["from torch import Tensor, nn", ""]
+    if re.search(r"\bpartial\(", text):
+        lines[:0] = ["from collections.abc import Callable", "from functools import partial", ""]
     if re.search(r"\bkernels\.", text):
         lines += ["import kernels  # beside this file", ""]
     line = f"from backends.pytorch.runtime import {', '.join(used)}"

@@ -101,7 +101,7 @@ class Body:
     def add(self, graph: Graph, prefix: str = "") -> list[Node]:
         """Take in the nodes of a graph that its result needs: this body's, or those a composite
         stands for. Returns them, but for inputs, in their order."""
-        needed = {graph.output} | {n.name for n in graph if n.op in KEPT}
+        needed = {*self.results(graph)} | {n.name for n in graph if n.op in KEPT}
         for node in reversed(list(graph)):
             if node.name in needed and (prefix or node.name not in self.tables):
                 needed.update(node.inputs)
@@ -118,7 +118,7 @@ class Body:
                 self.uses.update(inputs)
             if node.op != "input":
                 order.append(taken)
-        self.uses[prefix + graph.output] += 1
+        self.uses.update(prefix + name for name in self.results(graph))
         if self.kernels is not None:
             idle = {n.name for n in graph} - needed | (set() if prefix else self.tables)
             program = self.owner.program
@@ -160,8 +160,12 @@ class Body:
         if node.name in self.tables:
             value = self.owner.table(self, node)
         else:
+            if node.op == "wait" or node.attrs.get("starts"):
+                self.owner.settle(self)
             self._shorten(node)
-            value = self.canonical(emit(self, node), node)
+            value = emit(self, node)
+            if not node.attrs.get("starts") or node.op == "routing":  # nothing is there yet else
+                value = self.canonical(value, node)
             if self.kernels is not None and value.number is None:
                 self.kernels.missed(self, node)
         self._named(node, value)
@@ -177,9 +181,18 @@ class Body:
         if node.op in KEPT and not self.uses[node.name]:
             self.line(str(value), node.span)  # kept, though nobody reads it in this body
         elif node.label and str(value) != node.label and node.op not in ("param", "state"):
-            self.bind(node, node.label)
+            self.bind(node, node.label.rpartition(".")[2])
+        elif node.op == "wait":
+            self.bind(node, re.sub(r"_sent(_\d+)?$", "", str(self.values[node.inputs[0]])))
         elif self.uses[node.name] > 1 and not value.cheap and value.matrix is None:
             self.bind(node)
+
+    def has_variable(self, node: str) -> bool:
+        return node in self._variables
+
+    def results(self, graph: Graph) -> list[str]:
+        """The values of a graph that are read outside of it."""
+        return [graph.output]
 
     def _broadcast(self, node: Node) -> bool:
         """Whether all who read an expanded value broadcast it themselves."""
@@ -239,6 +252,8 @@ class Body:
             named = str(node.attrs["name"])
         else:
             named = node.label or str(node.attrs.get("param") or node.name.rpartition("/")[2])
+            if node.label or "param" in node.attrs:
+                named = named.rpartition(".")[2]
         if word := re.fullmatch(r"([A-Za-z_]\w*?)(\.\d+)?", named):
             return word[1]
         written = node.span.text if node.span else ""
@@ -361,7 +376,7 @@ class Body:
         if self._like:
             return self._like
         for name, node in self.parameters:
-            if node.type.dtype == "act":
+            if node.type.dtype == "act" and not node.attrs.get("starts"):
                 return name
         for parameter in self.owner.module.parameters:
             if parameter.type.dtype == "act":

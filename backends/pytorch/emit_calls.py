@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backends.pytorch import emit_recurrences as recurrences
+from backends.pytorch import emit_turns
 from backends.pytorch.emit_text import Text, call, stretch
 from backends.pytorch.emit_values import BATCH, EmitError, Value, full, permuted
 from compiler.ir import Dim, Graph, Node
@@ -91,10 +92,16 @@ def chain(body: Body, node: Node) -> Value:
     body.line(f"{name} = {permuted(body.tensor(first), axes)}", node.span)
     item = body.loop_variable(child[:-1] if child.endswith("s") and len(child) > 2 else "block")
     result = returned(graph, method, names, _called(body, item, method, given))
-    body.line(f"for {item} in {_loop(body, child, index)}:", node.span)
+    loop = f"for {item} in {_loop(body, child, index)}:"
+    halves = graph.turns and not any(v.batched for v in (carried, *extras))
+    if halves:
+        turns = body.owner.child_turns(child, index, graph)
+        emit_turns.chain(body, node, turns, graph, [carried, *extras], loop)
+        body.indent += 4
+    body.line(loop, node.span)
     body.indent += 4
     body.line(f"{name} = {permuted(result, axes)}", node.span)
-    body.indent -= 4
+    body.indent -= 8 if halves else 4
     return carried
 
 

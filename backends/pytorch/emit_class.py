@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from backends.pytorch import emit_turns
 from backends.pytorch.emit_body import Body, Method
 from backends.pytorch.emit_coded import annotation
 from backends.pytorch.emit_sizes import Sizes, atoms
@@ -77,6 +78,7 @@ class ClassWriter:
         self._declared = re.findall(r"\w+", declared[1]) if declared else []
         self._method_names: dict[str, list[Method]] = {}
         self._tables_of: dict[tuple[str, str], str] = {}
+        self._turns: dict[str, emit_turns.Turns] = {}
 
     # -- what bodies ask -------------------------------------------------------------------------
 
@@ -85,7 +87,8 @@ class ClassWriter:
         return self.emitter.reserved
 
     def attribute(self, name: str) -> str:
-        return f"self.{attribute(name)}"
+        """A parameter, or a child, of this module or of a child: ``self.mlp.gate``."""
+        return f"self.{'.'.join(attribute(part) for part in name.split('.'))}"
 
     def size(self, dim: Dim) -> Text:
         """A dim's size, where a method needs it."""
@@ -117,7 +120,8 @@ class ClassWriter:
         return f"self.{own}"
 
     def array(self, child: str) -> Array:
-        pieces = tuple(c for c in self.module.children if c.name == child)
+        module = rules.Scope(self.program, self.module.name)
+        pieces = tuple(module.inside(child.rpartition(".")[0]).pieces(child.rpartition(".")[2]))
         sizes, at, numbered = self.program.sizes, 0, False
         for piece in pieces:
             if piece.array is None:
@@ -135,6 +139,11 @@ class ClassWriter:
         found = rules.Scope(self.program, self.module.name).child(child, over)
         assert found is not None  # only "" names no child
         return self.emitter.writer(found.module).method(body, batched)
+
+    def child_turns(self, child: str, over: Dim, graph: Graph) -> emit_turns.Turns:
+        found = rules.Scope(self.program, self.module.name).child(child, over)
+        assert found is not None
+        return self.emitter.writer(found.module).turns(graph)
 
     # -- methods ---------------------------------------------------------------------------------
 
@@ -206,6 +215,14 @@ class ClassWriter:
         self._method_names.setdefault(name, []).append(written)
         return written
 
+    def turns(self, graph: Graph) -> emit_turns.Turns:
+        """The method in which two micro-batches take turns in a body."""
+        if graph.name not in self._turns:
+            self._turns[graph.name] = emit_turns.written(self, graph, self._scope.take)
+        return self._turns[graph.name]
+
+    settle = staticmethod(emit_turns.settle)
+
     def table(self, body: Body, node: Node) -> Value:
         """A value that is computed once, as a method of its own; returns its call."""
         key = (body.graph.name, node.name)
@@ -269,6 +286,8 @@ class ClassWriter:
                 seen.add(method.name)
                 head, *lines = method.lines
                 out += ["", *wrapped(head.format(name=method.name), 4), *lines]
+        for turns in self._turns.values():
+            out += ["", *turns.lines]
         return out
 
     def _doc(self) -> list[str]:

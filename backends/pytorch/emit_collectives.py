@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from backends.pytorch.emit_body import Body
 
 MESH = "MESH"
+STARTED = {"dispatch": "rows_sent", "combine": "sums_sent"}  # what variables are called
 __all__ = ["MESH", "OPS", "mesh"]
 
 
@@ -28,11 +29,30 @@ def _axes(node: Node) -> list[str]:
     return [f'"{axis}"' for axis in node.attrs["axes"]]
 
 
+def called(body: Body, node: Node, name: str, value: Value, *given: str) -> Text:
+    """A method of the mesh, or its start, which gets a variable."""
+    if not node.attrs.get("starts"):
+        return call(f"{MESH}.{name}", str(value), *given)
+    return in_flight(body, node, call(f"{MESH}.start", f'"{name}"', str(value), *given))
+
+
+def in_flight(body: Body, node: Node, text: Text) -> Text:
+    """A variable for what is started; ``wait`` reads it."""
+    name = body.variable(node, STARTED.get(node.op) or f"{body.stem(node)}_sent")
+    body.line(f"{name} = {text}", node.span)
+    return Text(name)
+
+
+def wait(body: Body, node: Node) -> Value:
+    value = body.operand(node, 0)
+    return value.with_(method(value.text, "wait"))
+
+
 def all_reduce(body: Body, node: Node) -> Value:
     value = body.tensor(body.operand(node, 0))
     fn = str(node.attrs["fn"])
     options = [] if fn == "sum" else [f'fn="{fn}"']
-    return value.with_(call(f"{MESH}.all_reduce", str(value), *_axes(node), *options))
+    return value.with_(called(body, node, "all_reduce", value, *_axes(node), *options))
 
 
 def along(body: Body, node: Node) -> Value:
@@ -42,7 +62,7 @@ def along(body: Body, node: Node) -> Value:
     before = {d.name for d in body.nodes[node.inputs[0]].type.dims}
     (new,) = (d.name for d in node.type.dims if d.name not in before)
     name = {"part_of": "part"}.get(node.op, node.op)
-    text = call(f"{MESH}.{name}", str(value), str(value.at(old)), *_axes(node))
+    text = called(body, node, name, value, str(value.at(old)), *_axes(node))
     return value.with_(text, [new if a == old else a for a in value.axes])
 
 
@@ -79,7 +99,8 @@ def route(body: Body, node: Node) -> Value:
         options.append("each=True")
     name = body.names.take("sent")
     given = [body.owner.attribute(str(a["child"])), str(permuted(pick, rows)), str(weights)]
-    text = call(f"{MESH}.route", *given, *_axes(node), *options)
+    start = "start_route" if node.attrs.get("starts") else "route"
+    text = call(f"{MESH}.{start}", *given, *_axes(node), *options)
     body.line(f"{name} = {text}", node.span)
     body.routings[node.name] = name
     return Value(Text(f"{name}.block"), node.type.names, "i64")
@@ -92,12 +113,11 @@ def dispatch(body: Body, node: Node) -> Value:
     value = body.tensor(body.operand(node, 2))
     rest = [a for a in value.axes if a not in pick]
     value = full(value, [*(n for n in pick if n != picks), picks, *rest])
-    text = method(Text(body.routings[route.name]), "dispatch", str(value))
+    text = _along(body, node, "dispatch", value)
     return Value(text, (*node.type.names[:1], *rest), value.dtype)
 
 
 def combine(body: Body, node: Node) -> Value:
-    routing = body.routings[node.inputs[0]]
     pick, gate = (body.nodes[i].type for i in node.inputs[1:3])
     (rows,) = body.nodes[node.inputs[0]].type.names
     out = body.tensor(body.operand(node, 3))
@@ -105,7 +125,15 @@ def combine(body: Body, node: Node) -> Value:
     out = permuted(out, [rows, *rest])
     left = [n for n in pick.names if n != node.attrs["picks"]]
     dtype = "f32" if "f32" in (gate.dtype, out.dtype) else out.dtype
-    return Value(method(Text(routing), "combine", str(out)), (*left, *rest), dtype)
+    return Value(_along(body, node, "combine", out), (*left, *rest), dtype)
+
+
+def _along(body: Body, node: Node, name: str, value: Value) -> Text:
+    """What is sent along a routing, or its start."""
+    routing = Text(body.routings[node.inputs[0]])
+    if not node.attrs.get("starts"):
+        return method(routing, name, str(value))
+    return in_flight(body, node, method(routing, f"start_{name}", str(value)))
 
 
 OPS = {
@@ -117,4 +145,5 @@ OPS = {
     "routing": route,
     "dispatch": dispatch,
     "combine": combine,
+    "wait": wait,
 }

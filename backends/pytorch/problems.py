@@ -13,7 +13,7 @@ from math import prod
 
 LONGEST = 1900  # characters of a message; what is beyond is counted
 
-NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+NUMBER = re.compile(r"(?<=[.\[])\d+(?=[.\]])")
 
 
 def told(problems: Iterable[tuple[str, str]]) -> list[str]:

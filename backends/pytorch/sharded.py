@@ -73,6 +73,9 @@ class ShardedModel(Model):
         rows = torch.arange(step.total) if step.rows is None else step.rows.cpu()
         given = {name: x[mine.to(x.device)] for name, x in inputs.items()}
         local = self._local(step, numbers, among, mine, rows)
+        # All ranks decide alike: two micro-batches, if any rank has sequences for both.
+        runs = (range(among * i // ways, among * (i + 1) // ways) for i in range(ways))
+        local.may_halve = any(sum(n in run for n in numbers) > 1 for run in runs)
         result = super()._computed(entry, local, given)
         local.commit()
         if ways == 1:

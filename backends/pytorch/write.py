@@ -22,6 +22,7 @@ from backends.pytorch.checkpoint import INDEX, scale_name
 from backends.pytorch.dtypes import DTYPES
 from backends.pytorch.initialise import CHUNK, values
 from backends.pytorch.memory import shown
+from backends.pytorch.stacks import Stacks, stacked
 from compiler.errors import UserError
 from compiler.tensors import Pattern, Tensor
 
@@ -56,7 +57,7 @@ class Stored:
 
     @property
     def parts(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """Name, dtype and shape of what the file holds of it."""
+        """Name, dtype and shape of what is kept of it."""
         name, shape = self.tensor.name, self.tensor.shape
         if self.scales is None:
             return [(name, self.dtype, shape)]
@@ -65,6 +66,44 @@ class Stored:
     @property
     def size(self) -> int:
         return sum(prod(shape) * dtype.itemsize for _, dtype, shape in self.parts)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What stands together in a file: a tensor, or the rows of one that is stacked."""
+
+    rows: list[Stored]
+    stack: Tensor | None = None
+
+    @property
+    def parts(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """Name, dtype and shape of what the file holds of it."""
+        if self.stack is None:
+            return self.rows[0].parts
+        return [(self.stack.name, self.rows[0].dtype, self.stack.shape)]
+
+    @property
+    def size(self) -> int:
+        return sum(row.size for row in self.rows)
+
+
+def _together(stored: Iterable[Stored], stacks: Stacks) -> list[Written]:
+    """Rows of a stack in their order, wherever the source has them."""
+    groups: dict[str, list[Stored]] = {}
+    for one in stored:
+        groups.setdefault(stacks.whole(one.tensor).name, []).append(one)
+    made = []
+    for name, rows in groups.items():
+        whole = stacks.whole(rows[0].tensor)
+        is_stack = whole.name != rows[0].tensor.name
+        rows.sort(key=lambda row: stacked(row.tensor.name)[1] if is_stack else ())
+        if is_stack and sum(row.tensor.elements for row in rows) != whole.elements:
+            raise UserError(
+                f"'{name}' is stacked {list(whole.shape)}, and the model has only {len(rows)} of "
+                "its rows"
+            )
+        made.append(Written(rows, whole if is_stack else None))
+    return made
 
 
 def write_random(
@@ -91,9 +130,16 @@ def write_random(
 
     Raises:
         DiskFull: the file system has less space than that.
+        UserError: a stacked tensor has rows that the model does not.
     """
+    patterns = list(patterns)
+    stacks = Stacks.of(patterns)
     stored = [
-        Stored(tensor, dtype if tensor.dtype == "act" else torch.float32, tiles.get(pattern))
+        Stored(
+            tensor,
+            dtype if tensor.dtype == "act" else torch.float32,
+            tiles.get(pattern) if "[" not in pattern.name else None,
+        )
         for pattern in patterns
         for tensor in pattern.tensors()
         if tensor.elements
@@ -102,13 +148,13 @@ def write_random(
     free = shutil.disk_usage(folder).free
     if total > free:
         raise DiskFull(f"the checkpoint needs {shown(total)}; its disk has {shown(free)} free")
-    shards = _shards(stored, shard_size)
+    shards = _shards(_together(stored, stacks), shard_size)
     done = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for name, inside in shards.items():
             with open(folder / name, "wb") as file:
                 file.write(header(inside))
-                for data in _data(pool, inside, seed):
+                for data in _data(pool, (row for one in inside for row in one.rows), seed):
                     file.write(data)
                     done += len(data)
                     if progress:
@@ -122,7 +168,7 @@ def write_random(
     return total
 
 
-def header(stored: Iterable[Stored]) -> bytes:
+def header(stored: Iterable[Written]) -> bytes:
     """What stands before the bytes of these tensors in a safetensors file."""
     fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -139,9 +185,9 @@ def header(stored: Iterable[Stored]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _shards(stored: Sequence[Stored], most: int) -> dict[str, list[Stored]]:
+def _shards(stored: Sequence[Written], most: int) -> dict[str, list[Written]]:
     """What each file holds, by its name."""
-    parts: list[list[Stored]] = [[]]
+    parts: list[list[Written]] = [[]]
     size = 0
     for one in stored:
         if parts[-1] and size + one.size > most:

@@ -10,121 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from compiler import spec
 from compiler.cost import flops_of, volume
 from compiler.ir import Dim, Graph, Node, Program
 from compiler.passes import masks
+from compiler.planning.ops import Load, Op, Operand, Param, Piece
 from compiler.planning.reading import attention_flops, router_of
-from compiler.planning.routing import Router, spread
+from compiler.planning.routing import spread
 from compiler.planning.sharding import Sharding
 from compiler.tensors import Place, called, child_place
 
 FREE = frozenset({"constant", "iota", "position"})
-
-
-class Param(NamedTuple):
-    """A parameter: the path and ranges of its pattern (``layers[{0}].attn.W_o``), and its name."""
-
-    path: str
-    ranges: tuple[range, ...]
-    name: str
-
-
-@dataclass(frozen=True)
-class Operand:
-    """What an op reads.
-
-    Attributes:
-        value: the op that computes it; None for parameters and for what costs nothing to read.
-        param: the parameter that it is, or part of it.
-        elements: numbers of it that this rank reads.
-        dtype: how it is stored, not what a cast makes of it.
-    """
-
-    elements: float
-    dtype: str
-    value: int | None = None
-    param: Param | None = None
-    state: bool = False
-
-
-@dataclass
-class Op:
-    """One node, on one rank.
-
-    Attributes:
-        kind: product (a contraction with a parameter), mixing (one without), attention, light (all
-            that is bound by memory), scan, dispatch, combine, layers (a loop over layers).
-        label: what the source calls the value; ``block`` and ``path`` say where.
-        flops: of products, two per multiply-add; of attention, scores and values apart in
-            ``scores`` and ``values``.
-        blocks: blocks of an array that this rank holds and runs this op for; 1 elsewhere.
-        summed: mesh axes over which the result is a partial sum.
-        wide: whether a product reads numbers that are wider than the model's own type.
-        grouped: in a block of an array that picks choose from.
-        router, axes, row: of dispatch and combine: how they pick, the mesh axes that the blocks are
-            spread over, and how many numbers a token's row has.
-        keys: of an attention whose scores are several products, the numbers of all their keys side
-            by side, those that heads share repeated: what a kernel for one product reads.
-    """
-
-    id: int
-    kind: str
-    node: Node
-    block: str
-    path: str
-    inputs: tuple[Operand, ...]
-    elements: float
-    dtype: str
-    flops: float = 0.0
-    scores: float = 0.0
-    values: float = 0.0
-    blocks: float = 1
-    over: tuple[str, ...] = ()
-    summed: tuple[str, ...] = ()
-    wide: bool = False
-    grouped: bool = False
-    router: Router | None = None
-    axes: tuple[str, ...] = ()
-    row: float = 0.0
-    keys: float = 0.0
-    entry: str = "main"
-    after: int = 0  # loops over layers that it depends on
-
-    @property
-    def label(self) -> str:
-        return self.node.label or ""
-
-
-@dataclass
-class Piece:
-    """Ops that run one after the other: a layer of a loop, or what stands between loops.
-
-    ``layers`` are the numbers of the array ``child`` that are alike; empty between loops.
-    """
-
-    ops: list[Op]
-    child: str = ""
-    layers: range = range(0)
-    entry: str = "main"
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one rank computes in one pass: ``sequences`` (may be a fraction, of a prompt that two
-    micro-batches share), ``time`` positions of each, of ``history`` with those."""
-
-    sequences: float
-    time: int
-    history: int
-    wanted: int  # rows of each whose result is wanted
-    decode: bool = False
-
-    @property
-    def tokens(self) -> float:
-        return self.sequences * self.time
 
 
 def flatten(
@@ -352,14 +249,14 @@ class Flat:
             sent = Operand(op.elements, sent.dtype, op.id)
         load, imbalance = self.load, self.sharding.imbalance
         routed = rows * load.sequences * imbalance
-        permuted = self.add("light", node, place, [sent, pick], routed * row)
+        permuted = self.add("light", node, place, [sent, pick], routed * row, body=graph.name)
         args = [Operand(permuted.elements, sent.dtype, permuted.id), *rest[1:]]
         count = placed.each * (1 - (1 - 1 / placed.each) ** routed)  # that any row picked
         self.load, self.grouped = _scaled(load, imbalance), True
         result = self.body(body, inner, args, {**at, "rows": rows}, count)
         self.load, self.grouped = load, False
         many = [result, *([gate] if gate is not None else [])]
-        last = self.add("light", node, place, many, elements * copies)
+        last = self.add("light", node, place, many, elements * copies, body=graph.name)
         if placed.ranks > 1:
             back = Operand(elements * copies, "act", last.id)
             last = self.add("combine", node, place, [back, pick], elements, **where)
@@ -440,7 +337,7 @@ class Flat:
             rest = {"flops": flops * load.sequences}
         elif node.op == "gather" and inputs[0].param is not None:
             inputs = [Operand(elements, inputs[0].dtype, None, inputs[0].param), *inputs[1:]]
-        op = self.add(kind, node, place, inputs, elements, **rest)
+        op = self.add(kind, node, place, inputs, elements, body=graph.name, **rest)
         return Operand(elements, node.type.dtype, op.id)
 
 

@@ -19,8 +19,8 @@ from typing import Literal
 
 import networkx as nx
 
-from compiler.planning.flat import Op, Operand, Piece
 from compiler.planning.formats import Precision, Product
+from compiler.planning.ops import Op, Operand, Piece
 from dsl.formats import NumberFormat
 
 Kind = Literal[
@@ -35,6 +35,24 @@ Kind = Literal[
     "quantise",
 ]
 COMMUNICATION = frozenset({"dispatch", "combine", "all_reduce"})
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What the backward graph computes for a kernel, on one rank.
+
+    Attributes:
+        inputs, weight: FLOPs of the part for its operands and of that for its parameters.
+        inside: FLOPs that the part for its operands computes once more, on the chip: scores.
+        again: how often it runs forward once more, a share if some of its products do.
+        reached: whether anything that it computes has an adjoint.
+    """
+
+    inputs: float = 0.0
+    weight: float = 0.0
+    inside: float = 0.0
+    again: float = 0.0
+    reached: bool = True
 
 
 @dataclass
@@ -54,6 +72,8 @@ class Kernel:
             outside of the piece.
         made: ids of values that it writes. ``with_values``: what it only arranges anew, and is
             computed again with.
+        ops: what it computes, the first of them as ``op``; ``gradient``: what its backward graph
+            computes, where one trains.
         sent_back: its result goes to combine, so that its gradient arrives as dispatch sends it.
         axes: mesh axes that a collective runs over. ``row`` numbers are sent for each token.
     """
@@ -83,6 +103,8 @@ class Kernel:
     axes: tuple[str, ...] = ()
     row: float = 0.0
     op: Op | None = None
+    ops: tuple[Op, ...] = ()
+    gradient: Gradient | None = None
 
     @property
     def bytes(self) -> float:
@@ -221,7 +243,7 @@ class _Grouping:
     # -- what they cost --------------------------------------------------------------------------
 
     def _start(self, name: str, kind: Kind, group: Sequence[Op]) -> Kernel:
-        kernel = Kernel(name, kind, op=group[0])
+        kernel = Kernel(name, kind, op=group[0], ops=tuple(group))
         inside = {op.id for op in group}
         widest: dict[int, tuple[float, float]] = {}
         for op in group:

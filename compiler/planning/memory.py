@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from math import prod
 
 from compiler.ir import Program
-from compiler.planning.flat import Op, Operand, Param, Piece
 from compiler.planning.formats import Precision
 from compiler.planning.kernels import rule_of
+from compiler.planning.ops import Op, Operand, Param, Piece
 from compiler.planning.sharding import Sharding
 from compiler.tensors import Pattern, patterns, places
 from dsl.deploy import Target

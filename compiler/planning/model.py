@@ -8,16 +8,20 @@ from functools import cached_property
 
 from compiler.errors import UserError
 from compiler.ir import Program
+from compiler.passes import recompute
+from compiler.planning.backward import gradient_of
 from compiler.planning.costs import Measured
-from compiler.planning.flat import Load, Piece, flatten
+from compiler.planning.flat import flatten
 from compiler.planning.formats import HALF, Precision
 from compiler.planning.kernels import COMMUNICATION, Kernel, kept_forms, kernels, losses
 from compiler.planning.memory import Held, Parameters, kept, read
+from compiler.planning.ops import Load, Piece
 from compiler.planning.rates import Rates
 from compiler.planning.segments import Layer, measured_layer, segments
 from compiler.planning.sharding import Sharding
 from compiler.planning.times import Times
 from compiler.tensors import places
+from compiler.training_costs import Backward, backward
 from dsl.deploy import Deployment
 
 
@@ -28,6 +32,15 @@ class Subject:
     source: Program
     final: Program
     deployment: Deployment
+
+    def gradients(self, entries: Sequence[str], sequence: int) -> Backward:
+        """What the backward graphs of these entries compute, with the deployment's recomputation.
+
+        Raises:
+            UserError: an op has no adjoint.
+        """
+        again = recompute.of(self.final, self.deployment)
+        return backward(self.final, sequence, entries, again)
 
     @cached_property
     def sharding(self) -> Sharding:
@@ -105,6 +118,8 @@ class Model:
         casts = setting.casts if setting is not None else "fused"
         targets = deployment.recompute
         self.blocks: list[Block] = []
+        if deployment.train is not None:
+            gradients = subject.gradients(entries, load.time)
         flat = flatten(subject.source, subject.final, entries, load, subject.sharding)
         for piece in flat.pieces():
             own = kernels(piece, subject.precision, load.decode, casts)
@@ -113,6 +128,8 @@ class Model:
             keeps = kept(piece, targets, subject.precision)
             if deployment.train is not None:
                 own += kept_forms(own, keeps.quantised, subject.precision.own, casts)
+                for kernel in own:
+                    kernel.gradient = gradient_of(kernel, gradients)
             again = tuple(bool(keeps.again & {*k.made, *k.with_values}) for k in own)
             self.blocks.append(Block(piece, tuple(own), again, keeps.bytes))
 

@@ -165,6 +165,7 @@ class Plan:
             "memory_capacity_bytes": self.capacity,
             "weights_by_format_bytes": dict(memory.weights_by_format),
             "pair": None if not trains or self.lanes is None else _lanes(self.lanes[1]),
+            "pass": None if trains or self.lanes is None else _lanes(self.lanes[1]),
             "rates": {
                 spelled(key): {"value": f.value, "written": f.text, "source": f.source}
                 for key, f in self.figures.items()
@@ -211,7 +212,7 @@ def make(
     training = report(source, deployment.train.sequence) if deployment.train else None
     mfu = None
     flops = 0.0
-    if training is not None:
+    if training is not None and training.training_flops is not None:
         flops = training.training_flops
         peak = next(
             (

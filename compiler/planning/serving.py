@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from compiler.errors import UserError
 from compiler.planning import streams
 from compiler.planning.costs import Measured
-from compiler.planning.flat import Load
 from compiler.planning.memory import Held, by_format
 from compiler.planning.model import Model, Point, Subject
+from compiler.planning.ops import Load
 from compiler.planning.rates import Rates
 from compiler.planning.segments import Layer, forward, together
 from compiler.planning.streams import Schedule, Task
@@ -61,6 +61,13 @@ class Serving:
     @property
     def decodes(self) -> bool:
         return self.serve.phase == "decode"
+
+    @property
+    def direct(self) -> bool:
+        """Are picks sent one by one? GPUs have low-latency kernels for decoding that do; the
+        runtime of compiled programs sends a row once to each place that wants it."""
+        cluster = self.subject.deployment.cluster
+        return self.decodes and cluster is not None and cluster.kind == "gpu"
 
     @property
     def parts(self) -> int:
@@ -144,7 +151,7 @@ class Serving:
             self.subject.sharding,
             self.subject.precision,
             model.load.tokens,
-            direct=self.decodes,
+            direct=self.direct,
         )
         layers = model.layers(times, False, measured)
         all_layers: list[Layer] = []

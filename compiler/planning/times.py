@@ -3,10 +3,7 @@
     kernel:      max(floor, FLOPs / rate, bytes / bandwidth) + gap
     collective:  latency + bytes over the slowest level that it crosses
 
-The backward pass follows from the forward kernels by the known rules, behind ``backward_work``: a
-product has two of its size, one for its input (dgrad) and one for its weights (wgrad); an attention
-computes its scores anew and has four more products; what is bound by memory reads and writes
-gradients beside what it read. A graph of adjoints, where there is one, can take its place.
+What the backward pass of a kernel does stands in ``backward.py``.
 """
 
 from __future__ import annotations
@@ -14,23 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from compiler.planning.backward import Work, backward_work, forward_work
 from compiler.planning.formats import Precision, Role
 from compiler.planning.kernels import COMMUNICATION, Kernel
 from compiler.planning.rates import Rates
 from compiler.planning.routing import spread
 from compiler.planning.sharding import Sharding
-from dsl.formats import NumberFormat
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a kernel does in one phase: at which rates, how many FLOPs and bytes."""
-
-    kernel: str  # whose rate; "" is bound by memory alone
-    format: NumberFormat | None
-    flops: float
-    bytes: float
-    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +81,9 @@ class Times:
         if not trains:
             return Phases(forward)
         inputs, weight = backward_work(kernel, self.gradient)
-        again = forward if recomputed else 0.0
+        found = kernel.gradient
+        is_product = found is not None and kernel.flops > 0 and kernel.kind != "memory"
+        again = forward * (found.again if found is not None and is_product else recomputed)
         return Phases(
             forward, again + sum(map(self.seconds, inputs)), sum(map(self.seconds, weight))
         )
@@ -164,44 +152,3 @@ class Times:
             passes * bytes / inside * (count - 1) / count if count > 1 else 0.0,
             passes * bytes * (inside - 1) / inside,
         )
-
-
-def forward_work(kernel: Kernel) -> Work:
-    kind = "" if kernel.kind in ("memory", "quantise") else kernel.kind
-    return Work(kind, kernel.format, kernel.flops, kernel.bytes, kernel.wide)
-
-
-def backward_work(kernel: Kernel, gradient: float) -> tuple[list[Work], list[Work]]:
-    """The backward pass of one forward kernel: for its inputs, and for its weights.
-
-    Args:
-        gradient: bytes of a weight gradient's element, which is read and written.
-    """
-    moved = kernel.read + kernel.written
-    if kernel.kind == "quantise":  # the gradient passes as it is
-        return ([Work("", None, 0.0, moved)] if kernel.kept else []), []
-    if kernel.kind in ("attention", "decode_attention"):
-        flops = 3 * kernel.scores + 2 * kernel.values
-        return [Work("attention_backward", kernel.format, flops, 2 * moved)], []
-    if kernel.kind == "memory":
-        return [Work("", None, 2 * kernel.flops, kernel.read + moved)], []
-    if kernel.product is None:  # both factors are values
-        return [Work(kernel.kind, None, kernel.flops, moved, kernel.wide)] * 2, []
-    product = kernel.product
-    same = product.weights.format == product.gradients.format
-    format = product.weights.format if same else None
-    weights = 2 * kernel.parameters * gradient
-    wgrad = [Work(f"{kernel.kind}_wgrad", format, kernel.flops, moved + weights, kernel.wide)]
-    if product.activations.turns:  # the kept operand, quantised anew with its tiles turned
-        wgrad.append(Work("", None, 0.0, 2 * kernel.read))
-    dgrad = [
-        Work(f"{kernel.kind}_dgrad", format, kernel.flops, moved + kernel.weights, kernel.wide)
-    ]
-    if kernel.separate and product.gradients.format is not None:
-        forms = 2 if product.gradients.turns else 1
-        comes = kernel.own
-        if kernel.sent_back:  # quantised already, in one of the forms
-            comes, forms = product.gradients.bytes, forms - 1
-        moved = kernel.results * (comes + forms * product.gradients.bytes)
-        dgrad.append(Work("", None, 0.0, moved))
-    return dgrad, wgrad

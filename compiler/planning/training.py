@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from compiler.errors import UserError
 from compiler.planning import pipeline, streams
 from compiler.planning.costs import Measured
-from compiler.planning.flat import Load
 from compiler.planning.formats import width
 from compiler.planning.memory import Held, by_format
 from compiler.planning.model import Model, Point, Subject
+from compiler.planning.ops import Load
 from compiler.planning.rates import Rates
 from compiler.planning.segments import Layer, backward, forward, together
 from compiler.planning.streams import Schedule, Task

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.errors import UserError
+from dslc.commands.options import positive
 from dslc.terminal import steps
 
 if TYPE_CHECKING:
@@ -21,19 +22,24 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", metavar="FILE", dest="output", type=Path, help="where to write it (standard output)"
     )
+    parser.add_argument(
+        "--ranks",
+        metavar="N",
+        type=positive,
+        help="processes that measure together, each a device (every GPU; 2 on a CPU)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     from dslc.planning import measure
 
-    device, count = measure.devices()
+    device, there = measure.devices()
+    count = options.ranks or there
+    if device == "cuda" and count > there:
+        raise UserError(f"--ranks {count}, and there are {there} GPUs")
     with steps("calibrate") as progress:
-        progress(f"products and memory of this {device}")
-        name, found = measure.machine(device)
-        progress("transfers between processes")
-        found += measure.link() or ()
-        if not any(f.name == "peak[scale_up]" for f in found):
-            count = 1
+        progress(f"products, memory and transfers of {count} processes on this {device}")
+        name, found = measure.machine(device, count)
     text = written(name, found, "gpu" if device == "cuda" else "cpu", count)
     if options.output is None:
         print(text, end="")
@@ -50,7 +56,7 @@ def written(name: str, found: Sequence[Found], kind: str, count: int) -> str:
     date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     width = max(len(f.name) for f in found)
     lines = [
-        f'  {f.name:<{width}} = {f.value:<14} "measured on this machine, {date}: {f.how}"'
+        f'  {f.name:<{width}} = {f.written:<14} "measured on this machine, {date}: {f.how}"'
         for f in found
     ]
     figures = "\n".join(lines)

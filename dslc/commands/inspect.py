@@ -8,6 +8,7 @@ import re
 
 from compiler.casts import Cast
 from compiler.manifest import ContextRow
+from compiler.pipeline import BY_MODULE
 from compiler.report import Report
 from compiler.traffic import Traffic, traffic
 from dsl import deploy_show
@@ -37,14 +38,14 @@ def run(options: argparse.Namespace) -> int:
         if deployment is not None:
             data["deployment"] = deploy_show.describe(deployment)
             data["precision"] = [vars(row) for row in program.casts()]
-            data["traffic"] = [vars(row) for row in traffic(program.after())]
+            data["traffic"] = [vars(row) for row in traffic(program.after(BY_MODULE))]
         print(json.dumps(data))
         return 0
     _print(report, program.context)
     if deployment is not None:
         table((f"deployment {deployment.name}", "", ""), deploy_show.rows(deployment), left=3)
         _print_casts(program.casts())
-        _print_traffic(traffic(program.after()))
+        _print_traffic(traffic(program.after(BY_MODULE)))
     return 0
 
 
@@ -122,6 +123,7 @@ def _states(report: Report) -> list[tuple[str, str, str]]:
 
 def _print(report: Report, context: ContextRow | None) -> None:
     print(report.model)
+    trained = report.training_flops
     rows = [
         ("parameters", f"{report.parameters:,}", large(report.parameters)),
         ("activated per token", f"{report.activated:,}", large(report.activated)),
@@ -131,7 +133,7 @@ def _print(report: Report, context: ContextRow | None) -> None:
         (
             f"FLOPs per token, sequence {report.sequence:,}",
             f"{flops(report.forward_flops)} forward",
-            f"{flops(report.training_flops)} in training",
+            "" if trained is None else f"{flops(trained)} in training",
         ),
     ]
     if context is not None:

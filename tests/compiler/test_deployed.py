@@ -28,16 +28,14 @@ def test_what_asks_nothing_of_a_pass_is_changed_by_none(tmp_path):
 
 
 def test_what_is_not_acted_on_is_refused_where_a_program_would_be_emitted(tmp_path):
-    file = tmp_path / "halves.arch"
-    file.write_text(
-        "import dsv3\ndeploy halves of DeepSeekV3 from ep2 { overlap two_microbatches }\n"
-    )
-    program = dslc.compile(file, dims="small", deploy="halves")
+    file = tmp_path / "small.arch"
+    file.write_text("import dsv3\ndeploy small of DeepSeekV3 { precision kv(bf16) for cached }\n")
+    program = dslc.compile(file, dims="small", deploy="small")
     assert "body MoE.call" in program.graph()
     with pytest.raises(dslc.UserError) as raised:
         program.save(tmp_path / "out")
     assert str(raised.value) == (
-        "the deployment 'halves' asks for what is not built yet: the schedule 'two_microbatches' "
+        "the deployment 'small' asks for what is not built yet: precision 'kv' for cached "
         f"({file}:2); with --emit graph the stages up to there can be looked at"
     )
     assert not (tmp_path / "out").exists()

@@ -67,6 +67,8 @@ def test_a_choice_is_not_trained_through() -> None:
     """DeepSeek-V3.2 picks what it looks at: its indexer has no backward pass of this loss."""
     work = cost("dsv3_2").total
     assert work.input + work.weight < 1.95 * work.forward
+    counted = report(compiled("dsv3_2").after("elaborate"), LENGTH)
+    assert counted.training_flops == work.training / LENGTH == pytest.approx(248.62e9, rel=1e-4)
 
 
 def test_what_a_deployment_computes_again() -> None:

@@ -39,7 +39,7 @@ SMALL = {
 
 @dataclass(frozen=True)
 class Family:
-    """A shipped model and transformers' configuration of that name.
+    """A shipped model, or a file, and transformers' configuration of that family.
 
     `newer`: keys of config.json that transformers 5 writes and the published files do not have.
     """
@@ -82,7 +82,7 @@ class Family:
 
         @pytest.fixture(scope="module", params=cases, name="case")
         def case(request, tmp_path_factory):
-            folder = tmp_path_factory.mktemp(f"{self.file}-{request.param}")
+            folder = tmp_path_factory.mktemp(f"{Path(self.file).stem}-{request.param}")
             seed = sorted(cases).index(request.param)
             yield Case(self, folder, {"seed": seed, **cases[request.param]})
             shutil.rmtree(folder, ignore_errors=True)

@@ -55,20 +55,42 @@ def test_search_and_measured_durations_exclude_each_other(capsys, tmp_path):
     assert "--costs were measured on one" in capsys.readouterr().err
 
 
-def test_this_machine_is_a_cluster_to_plan_with(tmp_path):
-    mine, file = tmp_path / "mine.arch", tmp_path / "local.arch"
-    command = [sys.executable, "-m", "dslc", "calibrate", "-o", str(mine)]
+def test_this_machine_is_a_cluster_to_plan_with(tmp_path, capsys):
+    """Two ranks of this machine, and the same two behind a slow link: what waiting and hiding
+    take, all from what calibrate measured and the link's stated rate."""
+    command = [sys.executable, "-m", "dslc", "calibrate", "-o", str(tmp_path / "here.arch")]
     subprocess.run(command, check=True, timeout=300)
-    file.write_text(
-        "edition 2026\nimport dsv3\nimport mine\n"
-        "deploy local from fp8 on here { serve decode context = 64, batch_per_rank = 2 }\n"
-    )
-    command = [sys.executable, "-m", "dslc", "plan", str(file), "--dims", "small"]
-    command += ["--deploy", "local", "--json"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    data = json.loads(done.stdout)
-    assert data["fits"] and data["gpus"] == 1
-    assert all("measured on this machine" in rate["source"] for rate in data["rates"].values())
+    file = tmp_path / "local.arch"
+    file.write_text("""edition 2026
+import dsv3
+import here
+cluster linked from here {
+  per_node = 1, nodes = 2
+  peak[scale_out]    = 100 Mb/s "tc tbf, 2026"
+  latency[scale_out] = 150 us   "gloo, 2026"
+}
+deploy near from ep2 on here { precision f32 serve prefill prompt = 64, tokens_per_rank = 512 }
+deploy waits from near on linked {}
+deploy hides from near on linked { overlap two_microbatches }
+""")
+
+    def planned(name: str) -> dict:
+        assert run(["plan", str(file), "--dims", "small", "--deploy", name, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    near, waits, hides = map(planned, ("near", "waits", "hides"))
+    assert near["fits"] and near["gpus"] == 2
+    assert all("measured on this machine" in rate["source"] for rate in near["rates"].values())
+    sent = waits["communication"]["total_seconds"]
+    # 2 of 4 groups are open, 2 groups are on each rank: with 1/6 none of the other rank's, with
+    # 4/6 one, and then 4 picks of 8 experts avoid it in 1 of 70 ways
+    reached = 1 - 1 / 6 - 4 / 6 / 70
+    row = 256 * 4  # float32, to the other rank and back, in 3 layers
+    assert sent == pytest.approx(3 * 2 * (512 * reached * row / 12.5e6 + 150e-6), rel=0.02)
+    assert near["time"]["step"] < hides["time"]["step"] < waits["time"]["step"]
+    times = hides["pass"]
+    assert times["overlapped_seconds"] == hides["time"]["step"]
+    assert times["bound_seconds"] <= times["overlapped_seconds"] <= times["sequential_seconds"]
 
 
 @pytest.mark.parametrize("file", ["llama3", "mixtral", "qwen3_moe", "qwen3_next", "dsv3_2"])

@@ -1,16 +1,5 @@
-"""A small mixture of experts, compiled for several meshes, run by as many processes as each has.
+"""A small mixture of experts, compiled for several meshes, run by as many processes as each has."""
 
-One process imports torch and forks the ranks of one mesh after the other, so that many meshes cost
-little more than one. They meet through a store on a free port, as torchrun's workers do.
-
-    python tests/sharded/meshes.py FOLDER NAME...      # runs `work` in the ranks of these meshes
-"""
-
-import json
-import os
-import socket
-import sys
-import traceback
 from pathlib import Path
 
 import torch
@@ -38,9 +27,15 @@ deploy crossed of DeepSeekV3 {
 cluster pairs from h800 { per_node = 2, nodes = 2 }
 deploy nodes of DeepSeekV3 from ep4 on pairs { }
 deploy whole of DeepSeekV3 { mesh tp = 2  shard hidden -> tp }
+
+deploy turns2 of DeepSeekV3 from ep2 { overlap two_microbatches }
+deploy turns4 of DeepSeekV3 from ep4 { overlap two_microbatches }
+deploy turns_tp of DeepSeekV3 from tp2ep2 { overlap two_microbatches }
+deploy turns_nodes of DeepSeekV3 from nodes on pairs { overlap two_microbatches }
 """
 MESHES = {"ep2": 2, "ep4": 4, "dp2ep2": 4, "tp2ep2": 4, "dp2tp2ep2": 8, "ep2x": 2,
-          "replicated": 2, "crossed": 4, "whole": 2, "nodes": 4}  # fmt: skip
+          "replicated": 2, "crossed": 4, "whole": 2, "nodes": 4,
+          "turns2": 2, "turns4": 4, "turns_tp": 4, "turns_nodes": 4}  # fmt: skip
 
 
 def source(folder: Path) -> Path:
@@ -81,52 +76,19 @@ def work(model) -> dict:
     return found
 
 
-def rank(folder: Path, name: str, number: int, checkpoint: Path) -> None:
+def rank(folder: Path, name: str, number: int) -> None:
     """One rank of a mesh: works with both checkpoints, and keeps what it found and sent."""
     from recorded import recorded
 
     out = {}
-    model = dslc.load(folder / name, checkpoint=checkpoint / "even")
+    model = dslc.load(folder / name, checkpoint=folder / "even")
     with recorded() as log:
         out["even"] = work(model)
     out["log"], out["traffic"] = log, model.mesh.traffic
     out["bytes read"] = model.bytes_read
     out["held"] = sum(p.nbytes for p in model.module.parameters())
-    uneven = dslc.load(folder / name, checkpoint=checkpoint / "uneven")
+    uneven = dslc.load(folder / name, checkpoint=folder / "uneven")
     out["uneven"] = work(uneven)
     random = dslc.load(folder / name, seed=7)
     out["random"] = {"ragged": random(prompts(5, 9))}
     torch.save(out, folder / f"{name}.{number}.pt")
-
-
-def run(folder: Path, name: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for number in range(MESHES[name]):
-        process = os.fork()
-        if process:
-            processes.append(process)
-            continue
-        status = 1
-        try:
-            os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_PORT": str(port),
-                           "WORLD_SIZE": str(MESHES[name]), "MASTER_ADDR": "127.0.0.1",
-                           "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
-            rank(folder, name, number, folder)
-            status = 0
-        except BaseException:
-            (folder / f"{name}.failed").write_text(traceback.format_exc())
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    failed = [n for n, p in enumerate(processes) if os.waitpid(p, 0)[1]]
-    if failed:
-        sys.exit(f"{name}: ranks {failed} failed")
-
-
-if __name__ == "__main__":
-    for mesh in sys.argv[2:]:
-        run(Path(sys.argv[1]), mesh)
-    print(json.dumps(sys.argv[2:]))

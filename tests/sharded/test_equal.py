@@ -1,18 +1,13 @@
 """Several processes give what one gives: every mesh, on real processes, launched once."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from meshes import MESHES, SIZES, compiled, work
+from ranks import launch, once
 
 import dslc
 from backends.pytorch.runtime.routing import Placement
 
-HERE = Path(__file__).parent
 ROW = SIZES["hidden"] * 4  # bytes of a token in float32
 PICKS = SIZES["per_token"] * 8  # of its picks and gates
 
@@ -20,7 +15,10 @@ PICKS = SIZES["per_token"] * 8  # of its picks and gates
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Checkpoints, compiled directories, and what each rank of each mesh found."""
-    folder = tmp_path_factory.mktemp("sharded")
+    return once(tmp_path_factory, "sharded", prepared)
+
+
+def prepared(folder):
     single = dslc.load(compiled(folder, None), seed=5)
     tensors = {name: tensor.clone() for name, tensor in single.state_dict().items()}
     write(folder / "even", tensors)
@@ -30,11 +28,7 @@ def folder(tmp_path_factory):
     write(folder / "uneven", tensors)
     for name in MESHES:
         compiled(folder, name)
-    environment = dict(os.environ, PYTHONPATH=f"{HERE}:{os.environ.get('PYTHONPATH', '')}")
-    subprocess.run(
-        [sys.executable, HERE / "meshes.py", folder, *MESHES], check=True, env=environment
-    )
-    return folder
+    launch(folder, *(("meshes.rank", name, count) for name, count in MESHES.items()))
 
 
 def write(folder, tensors):

@@ -17,6 +17,7 @@ from backends.pytorch.runtime.modules import Numbered, making, named, table
 from backends.pytorch.runtime.ops import gather, in_top, inf, softmax, top
 from backends.pytorch.runtime.stacked import stacked
 from backends.pytorch.runtime.step import Step
+from backends.pytorch.runtime.streams import Pending, arrived
 
 __all__ = [
     "Cache",
@@ -24,8 +25,10 @@ __all__ = [
     "Coding",
     "Mesh",
     "Numbered",
+    "Pending",
     "Step",
     "apply",
+    "arrived",
     "attention",
     "experts",
     "gather",

@@ -9,18 +9,23 @@ tensors of one shape; ``traffic`` counts what a rank has sent to others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from math import prod
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from backends.pytorch.runtime.routing import Placement, Routing, routed
+from backends.pytorch.runtime.routing import Placement, Routing, Sent, routed
+from backends.pytorch.runtime.streams import Pending, Stream
 from compiler.errors import UserError
+
+T = TypeVar("T")
 
 
 class ConnectionLost(UserError):
@@ -142,6 +147,7 @@ class Mesh:
         self.placements: dict[str, Placement] = {}
         self._groups: dict[tuple[str, ...], Group] = {}
         self._connected = False
+        self._stream: Stream | None = None  # what is started runs there
 
     @property
     def size(self) -> int:
@@ -222,17 +228,41 @@ class Mesh:
 
     # -- what emitted models call ------------------------------------------------------------------
 
+    def start(self, what: str, x: Tensor, *given: Any, **options: Any) -> Pending[Tensor]:
+        """Begin one of the methods below; ``wait()`` of what this gives has its result. What is
+        started runs in the order of the starts, beside the caller."""
+        return self.begin(partial(getattr(self, what), x, *given, **options), x.device)
+
+    def start_route(
+        self, blocks: torch.nn.Module, pick: Tensor, gate: Tensor, *axes: str, **options: Any
+    ) -> Sent:
+        """``route``, begun; ``start_dispatch`` and ``start_combine`` go on from there."""
+        work = partial(self.route, blocks, pick, gate, *axes, **options)
+        return Sent(self, self.begin(work, pick.device), pick.device)
+
+    def begin(self, work: Callable[[], T], device: torch.device) -> Pending[T]:
+        """Run something in the order of what is started."""
+        if self._stream is None:
+            self._stream = Stream()
+        return self._stream.start(work, device)
+
+    def in_order(self, work: Callable[[], T], device: torch.device) -> T:
+        """Run something now, but behind what was started before it: all ranks do it so."""
+        if self._stream is None or self._stream.is_current:
+            return work()
+        return self._stream.start(work, device).wait()
+
     def all_reduce(self, x: Tensor, *axes: str, fn: str = "sum") -> Tensor:
         """The sum (mean, max, min) of the ranks' values, on each of them."""
-        return self.group(*axes).all_reduce(x, fn)
+        return self.in_order(lambda: self.group(*axes).all_reduce(x, fn), x.device)
 
     def reduce_scatter(self, x: Tensor, axis: int, *axes: str) -> Tensor:
         """This rank's part along ``axis`` of the sum of the ranks' values."""
-        return self.group(*axes).reduce_scatter(x, axis)
+        return self.in_order(lambda: self.group(*axes).reduce_scatter(x, axis), x.device)
 
     def all_gather(self, x: Tensor, axis: int, *axes: str) -> Tensor:
         """The ranks' parts along ``axis`` behind one another."""
-        return torch.cat(self.group(*axes).all_gather(x), axis)
+        return self.in_order(lambda: torch.cat(self.group(*axes).all_gather(x), axis), x.device)
 
     def part(self, x: Tensor, axis: int, *axes: str) -> Tensor:
         """This rank's part along ``axis`` of a value that all have; nothing is sent."""
@@ -274,7 +304,8 @@ class Mesh:
                 rank in the place of its own, and is forwarded inside.
         """
         sent = axes if sent is None else sent
-        return routed(self, blocks, pick, gate, axes, sent, each, per_node)
+        work = partial(routed, self, blocks, pick, gate, axes, sent, each, per_node)
+        return self.in_order(work, pick.device)
 
     def __repr__(self) -> str:
         return f"Mesh({self.sizes})"

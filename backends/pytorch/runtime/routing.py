@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from backends.pytorch.runtime.experts import _method, _rows, picked
 from backends.pytorch.runtime.fp8 import Coded
+from backends.pytorch.runtime.streams import Pending
 
 if TYPE_CHECKING:
     from backends.pytorch.runtime.mesh import Group, Mesh
@@ -95,6 +96,29 @@ class Hop:
         return total.index_add_(0, self.row, got.float())
 
 
+class Sent:
+    """A routing that has been started: what is sent along it is started too."""
+
+    def __init__(self, mesh: Mesh, routing: Pending[Routing], device: torch.device):
+        self._mesh, self._routing, self._device = mesh, routing, device
+
+    def start_dispatch(self, x: Rows) -> Pending[Rows]:
+        """``Routing.dispatch``, begun; where rows go is known when its turn comes."""
+        return self._mesh.begin(lambda: self._routing.wait().dispatch(x), self._device)
+
+    def start_combine(self, out: Tensor) -> Pending[Tensor]:
+        """``Routing.combine``, begun."""
+        return self._mesh.begin(lambda: self._routing.wait().combine(out), self._device)
+
+    def apply(self, *given: Any, **options: Any) -> Tensor:
+        """``Routing.apply``."""
+        return self._routing.wait().apply(*given, **options)
+
+    @property
+    def block(self) -> Tensor:
+        return self._routing.wait().block
+
+
 class Routing:
     """The rows that have arrived at this rank, and the way back.
 
@@ -104,6 +128,7 @@ class Routing:
 
     def __init__(
         self,
+        mesh: Mesh,
         hops: Sequence[Hop],
         place: Tensor,
         gate: Tensor,
@@ -119,7 +144,8 @@ class Routing:
             own: this rank's places.
             shape: of the picks at home, ``[*rows, picks]``; ``dtype``: of the gate there.
         """
-        self._hops, self._shape, self._dtype, self._each = hops, shape, dtype, each
+        self._mesh, self._hops = mesh, hops
+        self._shape, self._dtype, self._each = shape, dtype, each
         mine = (place >= own.start) & (place < own.stop)
         self._arrived = len(place)
         token, pick = mine.nonzero(as_tuple=True)
@@ -139,6 +165,9 @@ class Routing:
         Returns:
             ``[len(block), ...]``.
         """
+        return self._mesh.in_order(lambda: self._dispatch(x), self.block.device)
+
+    def _dispatch(self, x: Rows) -> Rows:
         lead = self._shape if self._each else (*self._shape[:-1], 1)
         mine = torch.arange(torch.Size(lead).numel(), device=x.device)
         given: Any = x
@@ -183,6 +212,9 @@ class Routing:
         Returns:
             ``[*rows, ...]``, f32 if the gate is, else the blocks' dtype.
         """
+        return self._mesh.in_order(lambda: self._combine(out), out.device)
+
+    def _combine(self, out: Tensor) -> Tensor:
         weight = self._gate.reshape(-1, *[1] * (out.ndim - 1))
         total = torch.zeros(self._arrived, *out.shape[1:], dtype=torch.float32, device=out.device)
         total.index_add_(0, self._token, out.float() * weight)
@@ -237,7 +269,7 @@ def routed(
         meta = torch.stack([places.int(), gates.view(torch.int32)], -1)
         meta = hop.there(meta.flatten(1), "picks").view(-1, places.shape[1], 2)
         places, gates = meta[..., 0].long(), meta[..., 1].contiguous().view(torch.float32)
-    return Routing(hops, places, gates, own, pick.shape, gate.dtype, each)
+    return Routing(mesh, hops, places, gates, own, pick.shape, gate.dtype, each)
 
 
 def _ranks(mesh: Mesh, holder: Tensor, axes: tuple[str, ...], sent: tuple[str, ...]) -> Tensor:

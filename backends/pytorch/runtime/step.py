@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 import torch
@@ -82,6 +83,7 @@ class Step:
         self.in_order = position is None  # positions are places in the history
         self._position = position
         self._remembered: dict[object, object] = {}
+        self.may_halve = False  # whoever makes the steps of all ranks says so on each of them
         self._after: dict[str, Tensor] = {}  # states after the step, which commit hands the cache
         if last_only and rows is None:
             ends = torch.tensor(self.counts, dtype=torch.int64).cumsum(0) - 1
@@ -148,6 +150,39 @@ class Step:
             return None
         ends = torch.tensor(lengths, dtype=torch.int64).to(self.device)
         return torch.arange(longest, device=self.device) < ends[:, None]
+
+    # -- two micro-batches -----------------------------------------------------------------------
+
+    @cached_property
+    def halves(self) -> tuple[Step, Step] | None:
+        """The step as two, of its first sequences and of the others, about as many tokens each;
+        None if it is run as it is. Either may have no sequence at all."""
+        if not self.may_halve:
+            return None
+        if self.cache is not None:  # what one half has written must not move for the other's sake
+            self.cache.reserve(self.history)
+        before = [0, *accumulate(self.counts)]
+        cut = min(range(self.batch + 1), key=lambda i: (abs(2 * before[i] - self.total), -i))
+        own = None if self.in_order else self.position
+        parts = []
+        for some in (slice(0, cut), slice(cut, self.batch)):
+            start, stop = before[some.start], before[some.stop]
+            parts.append(
+                Step(
+                    self.counts[some],
+                    device=self.device,
+                    cache=self.cache,
+                    slots=self.slots[some] if self.cache is not None else None,
+                    position=None if own is None else own[start:stop],
+                )
+            )
+        return parts[0], parts[1]
+
+    def parted(self, x: Tensor, axis: int = 0) -> tuple[Tensor, Tensor]:
+        """The rows of a packed value that are each half's; views."""
+        assert self.halves is not None
+        first, second = x.split([half.total for half in self.halves], axis)
+        return first, second
 
     # -- between layouts -------------------------------------------------------------------------
 
@@ -373,6 +408,10 @@ class Step:
     def commit(self) -> None:
         """Let the cache count this step's positions. Call it once, when the step has been run."""
         if self.cache is not None:
+            for half in self.__dict__.get("halves") or ():  # states that they kept, if any ran
+                for path, state in half._after.items():
+                    known = self._after.get(path)
+                    self._after[path] = state if known is None else torch.cat([known, state])
             self.cache.commit(self.slots, self.lengths, self._after)
 
 
