@@ -36,11 +36,11 @@ deploy turns_nodes of DeepSeekV3 from nodes on pairs { overlap two_microbatches 
 # What is published, on fewer ranks and not in FP8: copies and nodes that hold groups, and two
 # experts on each of ranks that the experts alone do not divide over.
 deploy prefill4 of DeepSeekV3 from prefill on pairs {
-  mesh ep = 4  shard MoE.expert -> ep with 4 redundant  overlap none  precision none
+  mesh ep = 4  shard MoE.expert -> ep with 4 redundant  precision none
 }
 cluster trio from h800 { per_node = 2, nodes = 3 }
 deploy decode6 of DeepSeekV3 from decode on trio {
-  mesh ep = 6  shard MoE.expert -> ep with 4 redundant  overlap none  precision none
+  mesh ep = 6  shard MoE.expert -> ep with 4 redundant  precision none
 }
 """
 MESHES = {"ep2": 2, "ep4": 4, "dp2ep2": 4, "tp2ep2": 4, "dp2tp2ep2": 8, "ep2x": 2,
