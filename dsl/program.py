@@ -84,7 +84,9 @@ def check_file(
         return error.diagnostics
     if program is not None:
         for deployment in program.deployments.values():
-            found.found += deployment.problems
+            own = deployment.span.source is program.library.root.source
+            if own or choices is None:  # an imported one may be written for other sizes
+                found.found += deployment.problems
         if not found.found:
             _check_presets(program, found)
     return in_order([*found.found, *(found.warnings if warnings else ())])

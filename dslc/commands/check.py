@@ -23,7 +23,9 @@ def run(options: argparse.Namespace) -> int:
     from dsl.constants import Choices
     from dsl.program import check_file
 
-    choices = Choices(set=dict(options.set), preset=options.dims)
+    choices = None
+    if options.set or options.dims:
+        choices = Choices(set=dict(options.set), preset=options.dims)
     found: list[Diagnostic] = []
     for file in options.files:
         # A file that two others import is read with each; its mistakes are told once.
