@@ -146,6 +146,9 @@ def _chunk(model: Model, batch: int, held: int, longest: int) -> int:
 
 def decode(model: Model, tokens: Sequence[int], slots: Sequence[int], cache: Cache) -> Tensor:
     """One token of each of some of a cache's sequences; returns logits [slots, vocab]."""
+    logits = model.replays.step(model, tokens, slots, cache)
+    if logits is not None:
+        return logits
     return _step(model, [[token] for token in tokens], slots, cache)
 
 

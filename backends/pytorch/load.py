@@ -138,6 +138,7 @@ def load(
     code = files[CODE].decode()
     if mesh is not None:
         shared = ShardedModel(module, manifest, memory.names, unavailable, notes, source, code)
+        shared.replays.enabled = False  # its ranks talk within a step
         shared.mesh, shared.bytes_read = mesh, bytes_read
         place_blocks(shared, placements or {})
         shared.owns(patterns)

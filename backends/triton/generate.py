@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from backends.pytorch.emit import emit
 from backends.triton import tuning
-from backends.triton.ahead import Binary, compile_ahead, triton_version
+from backends.triton.ahead import Binary, triton_version
+from backends.triton.fit import adopted, fitting
 from backends.triton.kernel import Operator
 from backends.triton.patterns.tokens import samplers
 from backends.triton.select import Fallback, Selection
@@ -26,6 +27,7 @@ class Generated:
     """What is written for a GPU.
 
     Attributes:
+        about: the docstring of ``kernels.py``.
         model, kernels: the texts of ``model.py`` and ``kernels.py``.
         operators: the functions of ``kernels.py``.
         fallbacks: what torch computes.
@@ -34,6 +36,7 @@ class Generated:
 
     target: Target
     dtype: str
+    about: str
     model: str
     kernels: str
     operators: tuple[Operator, ...]
@@ -63,6 +66,7 @@ def generate(program: Program, target: Target, dtype: str) -> Generated:
     return Generated(
         target,
         dtype,
+        about,
         model,
         kernels_text(operators, about),
         operators,
@@ -90,19 +94,21 @@ def _refuse_formats(program: Program, target: Target) -> None:
 
 
 def binaries(generated: Generated, progress: Callable[[str], None]) -> list[Binary]:
-    """Every kernel in every configuration that its launcher may pick, compiled.
+    """Every kernel in every configuration that its launcher may pick, compiled; where one does not
+    fit the GPU, the next that does.
 
     Raises:
         UserError: Triton is missing, or cannot compile one; the message names it.
     """
     kernels = {k.name: k for operator in generated.operators for k in operator.kernels}
     wanted = {(k.name, c.text()): (k, c) for k in kernels.values() for c in k.configs}
-    return compile_ahead(wanted.values(), generated.target, progress)
+    return fitting(wanted.values(), generated.target, progress)
 
 
 def files(generated: Generated, compiled: list[Binary]) -> dict[str, bytes]:
     """The compiled directory's files: texts, binaries, and the index that ``binaries.py`` reads."""
-    out = {CODE: generated.kernels.encode()}
+    operators = [adopted(operator, compiled) for operator in generated.operators]
+    out = {CODE: kernels_text(operators, generated.about).encode()}
     rows = []
     numbers: dict[str, int] = {}
     for binary in compiled:

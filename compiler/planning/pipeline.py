@@ -255,14 +255,14 @@ def simulate(
             done = finished.get(("B", chunk.direction, chunk.number, at + 1))
         return None if done is None else done + send
 
+    alone = [
+        {"F": t.forward, "B": t.backward, "I": t.inputs, "W": t.weight} for t in times
+    ]  # by stage and kind
+
     def duration(rank: int, turn: Turn) -> float:
-        own = [times[stage(rank, chunk)] for chunk in turn]
         if len(turn) > 1 and pair is not None:
             return pair(stage(rank, turn[0]), stage(rank, turn[1]))
-        by_kind = {"F": "forward", "B": "backward", "I": "inputs", "W": "weight"}
-        return sum(
-            float(getattr(t, by_kind[chunk.kind])) for t, chunk in zip(own, turn, strict=True)
-        )
+        return sum(alone[stage(rank, chunk)][chunk.kind] for chunk in turn)
 
     moved = True
     while moved:
