@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dsl import typed
 from dsl.deploy import Deployment, ShardRule
-from dsl.deploy_sizes import Sizes, _Dim, _Place
+from dsl.deploy_sizes import Sizes, _Dim, _Place, outermost
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics
 from dsl.instances import Instance, Instances
 from dsl.program import CheckedProgram
@@ -127,14 +127,14 @@ def _axes(at: _Place, index: typed.Index) -> Axes:
     """The axes that divide an index. One that stands for a product ``e = (g, m)`` is divided with
     the first of its indices: both fall into the same contiguous parts."""
     rules: list[ShardRule] = list(at.rules(index))
-    if not rules and index.alias is not None:
-        first, *rest = atoms(index.alias)
-        rules = list(at.rules(first))
-        for inner in rest:
-            for rule in at.rules(inner):
-                message = f"'{index.name}' cannot be divided along '{inner.name}', which is not its"
-                hint = f"divide '{first.name}' or '{index.name}' instead"
-                raise DiagnosticError(
-                    [Diagnostic("E0818", f"{message} outermost index", rule.span, hint=hint)]
-                )
+    first = outermost(index)
+    if index.alias is None or (rules and (first is None or rules != list(at.rules(first)))):
+        return rules[0].axes if rules else ()  # named by a rule of its own
+    for inner in atoms(index.alias):
+        for rule in at.rules(inner) if inner is not first else ():
+            message = f"'{index.name}' cannot be divided along '{inner.name}', which is not its"
+            hint = f"divide '{first.name}' or '{index.name}' instead" if first is not None else ""
+            raise DiagnosticError(
+                [Diagnostic("E0818", f"{message} outermost index", rule.span, hint=hint)]
+            )
     return rules[0].axes if rules else ()

@@ -131,7 +131,8 @@ class Sizes:
         out = list(also)
         for index in (i for axis in axes for i in atoms(axis)):
             parts = atoms(index.alias) if index.alias is not None else []
-            first = at.rules(parts[0]) if parts else ()
+            begins = outermost(index)
+            first = at.rules(begins) if begins is not None else ()
             out += [_On(r, index.name, r.axes) for r in at.rules(index) if r not in first]
             for one in parts:
                 out += [_On(r, one.name, r.axes) for r in at.rules(one)]
@@ -232,8 +233,8 @@ class _Place:
         own = sizes.by_place.get((block, index.name))
         if own is None and not index.formal:
             own = sizes.by_extent.get(index.extent)
-        if own is None and not rules and index.alias is not None:
-            return self.rules(atoms(index.alias)[0])  # the same contiguous parts
+        if own is None and not rules and (first := outermost(index)) is not None:
+            return self.rules(first)  # the same contiguous parts
         if own is None:
             return tuple(rules)
         for other in rules:
@@ -245,6 +246,15 @@ class _Place:
             size = self.instance.extent(index.extent).at(sizes.instances.sizes)
         sizes.split(own, block, index.name, size, index.span)
         return tuple(dict.fromkeys([*rules, own]))
+
+
+def outermost(index: typed.Index) -> typed.Index | None:
+    """Of an index that stands for a product, the one in whose parts it falls too; None of another,
+    and of a sum, whose parts lie behind one another."""
+    axis: typed.Axis | None = index.alias
+    while isinstance(axis, typed.Product):
+        axis = axis.parts[0]
+    return axis if isinstance(axis, typed.Index) else None
 
 
 def _spelled(rule: ShardRule) -> str:

@@ -11,6 +11,7 @@ from compiler.passes.placing import NotBuilt
 from compiler.pipeline import compile_model
 from compiler.text import body_text, parse, program_text, same
 from dsl.constants import Choices
+from dsl.diagnostics import DiagnosticError
 from dslc import cli
 
 MODEL = """
@@ -196,6 +197,17 @@ def test_a_product_with_a_name_is_divided_with_its_outermost_index(tmp_path):
         p.type.dims[0].name for m in ("RMSNorm", "RMSNorm.1") for p in program.modules[m].parameters
     ]
     assert gains == ["d/tp", "d/tp"]
+
+
+def test_a_sum_with_a_name_cannot_be_divided_along_its_parts(tmp_path):
+    file = tmp_path / "next.arch"
+    clauses = "mesh tp = 2  shard GatedDelta.g -> tp"
+    file.write_text(f"import qwen3_next\ndeploy here of Qwen3Next {{ {clauses} }}\n")
+    with pytest.raises(DiagnosticError) as raised:
+        compile_model(str(file), Choices(preset="small"), deploy="here")
+    said = str(raised.value)
+    assert "'a' cannot be divided along 'qs', which is not its outermost index" in said
+    assert f"{file}:2:" in said
 
 
 def test_blocks_that_run_in_turn_are_placed_by_stages(tmp_path):
