@@ -129,7 +129,8 @@ class Times:
         if self.direct:
             return Sent(tokens * where.picks_out * row, tokens * where.picks_up * row)
         in_node = len(nodes) / len(set(nodes))
-        inside = where.other_ranks * (in_node - 1) / in_node
+        # of a rank in the sender's place nothing is forwarded: it arrives there
+        inside = where.ranks * (in_node - 1) / in_node
         return Sent(tokens * where.other_nodes * row, tokens * inside * row)
 
     def _width(self, kernel: Kernel, backward: bool) -> float:
