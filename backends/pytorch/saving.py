@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -153,8 +154,12 @@ def save(model: Model, folder: str | Path, checkpoint: str | Path | None = None)
         for name, tensor in model.state_dict().items()
     }
     writer = _Writer(Path(folder), beside)
+    alone = not dist.is_initialized()
     try:
-        save_distributed(weights, storage_writer=writer, no_dist=not dist.is_initialized())
+        with warnings.catch_warnings():
+            if alone:  # torch tells so, as if it might not be meant
+                warnings.simplefilter("ignore", UserWarning)
+            save_distributed(weights, storage_writer=writer, no_dist=alone)
     except CheckpointException as error:
         writer.undo()
         number, (why, _) = min(error.failures.items())

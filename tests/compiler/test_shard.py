@@ -1,5 +1,6 @@
 """The shard pass: what each op becomes on one rank, as text, and as a translation."""
 
+import json
 import re
 import time
 
@@ -10,6 +11,7 @@ from compiler.passes.placing import NotBuilt
 from compiler.pipeline import compile_model
 from compiler.text import body_text, parse, program_text, same
 from dsl.constants import Choices
+from dslc import cli
 
 MODEL = """
 edition 2026
@@ -222,3 +224,14 @@ def test_what_experts_give_is_rounded_behind_the_sum(tmp_path, deploy):
         combined.type.dtype == "f32"
         and graph.bodies["Mix.call"].users(combined.name)[0].op == "cast"
     )
+
+
+def test_plans_count_a_rank_s_part_of_it(tmp_path, capsys):
+    text = NAMED.replace("import std.norm", "import std.norm\nimport clusters")
+    text = text.replace("deploy here of Small", "deploy here of Small on h100")
+    deploy = "mesh tp = 2  shard Heads.g -> tp  serve decode context = 8, batch_per_rank = 1"
+    (tmp_path / "named.arch").write_text(text.format(deploy=deploy))
+    assert cli.run(["plan", str(tmp_path / "named.arch"), "--deploy", "here", "--json"]) == 0
+    weights = json.loads(capsys.readouterr().out)["memory_per_gpu_bytes"]["weights"]
+    embedding, gains, products = 24 * 12, 24 + 12, (24 + 12 + 24) * 12
+    assert weights == 2 * (embedding + 2 * (gains + products // 2))

@@ -62,6 +62,8 @@ def ranks(request, folder):
 
 @pytest.mark.parametrize("weights", ["even", "uneven", "random"])
 def test_every_rank_has_the_results_of_one_process(ranks, alone, weights):
+    if weights not in ranks[0]:
+        pytest.skip("other meshes have these weights")
     for found in ranks:
         for what, wanted in alone[weights].items():
             if what == "generated":
