@@ -30,7 +30,7 @@ class Durations:
         self.program = program
         self.rates = None
         if deployment.cluster is not None:
-            self.rates = Rates(deployment.cluster, ("bf16",))
+            self.rates = Rates(deployment.cluster, ("bf16", "f32"))
         serve = deployment.serve
         if serve is not None and serve.phase == "decode":
             tokens, history = serve.batch_per_rank or SEQUENCES, serve.context or CONTEXT

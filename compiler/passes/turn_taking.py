@@ -22,6 +22,7 @@ from compiler.spec_collectives import BETWEEN_RANKS
 from compiler.turns import shared
 
 TRIES = 40  # orders near the best one
+SLOWER = (0.5, 1.0, 2.0)  # transfers, beside computing: loads and links differ, the order stays
 RUNS = 6  # of a body one after the other, until they are alike
 LIMIT = float("inf")
 
@@ -83,13 +84,15 @@ class Order:
     pieces of the second micro-batch that the next run of the body does; they stand there first.
 
     Attributes:
-        seconds: from one run of the body to the next. ``peak``: bytes alive at once.
+        seconds: from one run of the body to the next. ``peak``: bytes alive at once. ``judged``:
+            what it is chosen by.
     """
 
     items: tuple[tuple[int, int], ...]
     later: frozenset[int]
     seconds: float
     peak: float
+    judged: float = 0.0
 
 
 class Scheduler:
@@ -125,8 +128,8 @@ class Scheduler:
                 tried = [p * randomly.uniform(0.4, 1.6) for p in base]
                 found.append(self._order(tried, later))
         fit = [o for o in found if o.peak <= limit] or [min(found, key=lambda o: o.peak)]
-        least = min(o.seconds for o in fit)
-        return next(o for o in fit if o.seconds <= least * 1.001)
+        least = min(o.judged for o in fit)
+        return next(o for o in fit if o.judged <= least * 1.001)
 
     def _after_last(self) -> frozenset[int]:
         """What the second micro-batch can leave to the next run: all behind its last transfer."""
@@ -139,7 +142,9 @@ class Scheduler:
 
     def _order(self, priority: Sequence[float], later: frozenset[int]) -> Order:
         items = self._listed(priority, later)
-        return Order(tuple(items), later, self.time(items, later), self._peak(items, later))
+        judged = sum(self.time(items, later, slower) for slower in SLOWER)
+        seconds = self.time(items, later)
+        return Order(tuple(items), later, seconds, self._peak(items, later), judged)
 
     def _listed(self, priority: Sequence[float], later: frozenset[int]) -> list[tuple[int, int]]:
         """List scheduling of one run, with the transfer that the run before left in flight."""
@@ -181,13 +186,14 @@ class Scheduler:
         return items
 
     def time(
-        self, items: Sequence[tuple[int, int]], later: frozenset[int], runs: int = RUNS
+        self, items: Sequence[tuple[int, int]], later: frozenset[int], slower: float = 1.0
     ) -> float:
-        """Seconds from one run in this order to the next."""
+        """Seconds from one run in this order to the next, if transfers take so many times as long
+        as they should."""
         marks: list[float] = []
         before: dict[tuple[int, int], float] = {}
         now = link = 0.0
-        for _ in range(runs):
+        for _ in range(RUNS):
             end: dict[tuple[int, int], float] = {}
             for who, i in items:
                 piece = self.work[i]
@@ -197,14 +203,14 @@ class Scheduler:
                     known = before if left_over and j not in later else end
                     waits.append(known.get((who, j), 0.0))
                 if piece.sends:
-                    link = max(link, now) + piece.seconds
+                    link = max(link, now) + piece.seconds * slower
                     end[who, i] = link
                 else:
                     now = max(now, *waits, 0.0) + piece.seconds
                     end[who, i] = now
             before = end
             marks.append(now)
-        return (marks[-1] - marks[runs // 2 - 1]) / (runs - runs // 2)
+        return (marks[-1] - marks[RUNS // 2 - 1]) / (RUNS - RUNS // 2)
 
     def _peak(self, items: Sequence[tuple[int, int]], later: frozenset[int]) -> float:
         """Bytes of what is alive at once, of the pieces' results."""

@@ -125,7 +125,8 @@ def zb1p(ranks: int, micro_batches: int) -> list[list[Turn]]:
 
 def dualpipe(ranks: int, micro_batches: int) -> list[list[Turn]]:
     """DualPipe: micro-batches enter at both ends, half of them at each; where a rank has one of
-    either direction, a forward and a backward chunk run as a pair.
+    either direction, a forward and a backward chunk run as a pair. (The authors' code runs the
+    first pair of the ranks in the middle one after the other, which the formula does not.)
 
     Args:
         ranks: even.
@@ -178,12 +179,8 @@ class _Dual:
             self.run("I", 1)
             self.weight()
             self.run("F", 1)
-        for i in range(self.each - self.ranks + self.depth + 1):
-            if i == 0 and away == 0:  # in the middle both sides' first chunks arrive together
-                self.run("F", 0)
-                self.run("B", 1)
-            else:
-                self.pair(0, 1)
+        for _ in range(self.each - self.ranks + self.depth + 1):
+            self.pair(0, 1)
             self.pair(1, 0)
         for _ in range(away):
             self.run("B", 1)

@@ -254,7 +254,12 @@ def _open_mlir(
     if options.device != "cpu":
         raise UserError(f"{options.directory} runs on the CPU, not on '{options.device}'")
     model = load(
-        options.directory, options.checkpoint, options.dtype, options.init_seed, progress=bar
+        options.directory,
+        options.checkpoint,
+        options.dtype,
+        options.init_seed,
+        progress=bar,
+        note=note,
     )
     return model.generate
 

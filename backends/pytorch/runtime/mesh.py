@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from backends.pytorch.runtime.routing import Placement, Routing, Sent, routed
+from backends.pytorch.runtime.routing import Placement, Route, Routing, Sent
 from backends.pytorch.runtime.streams import Pending, Stream
 from compiler.errors import UserError
 
@@ -75,11 +75,13 @@ class Group:
         self.sent[what] += (sum(to) - to[self.index]) * width
         if self.handle is None:
             return rows
+        if rows.device.type == "cpu":
+            return self._exchanged(rows, to, come)
         places = self._places()
         if places != sorted(places):
             rows = torch.cat([rows.split(to)[i] for i in places])
         out = rows.new_empty(sum(come), *rows.shape[1:])
-        # As bytes: gloo does not know every number format.
+        # As bytes: not every number format is known.
         given = [come[i] for i in places], [to[i] for i in places]
         with connected():
             dist.all_to_all_single(
@@ -88,6 +90,31 @@ class Group:
         if places != sorted(places):
             parts = dict(zip(places, out.split(given[0]), strict=True))
             out = torch.cat([parts[i] for i in range(self.size)])
+        return out
+
+    def _exchanged(self, rows: Tensor, to: list[int], come: list[int]) -> Tensor:
+        """``all_to_all`` over gloo. Whoever receives asks for it before anything is sent: in gloo's
+        own all-to-all the asking may stand behind what goes the other way, and a link that could
+        carry both directions at once then carries one after the other."""
+        out = rows.new_empty(sum(come), *rows.shape[1:])
+        given, taken = rows.contiguous().split(to), out.split(come)
+        # As bytes: gloo does not know every number format.
+        others = [(i, rank) for i, rank in enumerate(self.ranks) if i != self.index]
+        with connected():
+            work = [
+                dist.irecv(_bytes(taken[i]), rank, group=self.handle)
+                for i, rank in others
+                if taken[i].numel()
+            ]
+            work += [
+                dist.isend(_bytes(given[i]), rank, group=self.handle)
+                for i, rank in others
+                if given[i].numel()
+            ]
+            taken[self.index].copy_(given[self.index])
+            for one in work:
+                if one is not None:
+                    one.wait()
         return out
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
@@ -234,17 +261,36 @@ class Mesh:
         return self.begin(partial(getattr(self, what), x, *given, **options), x.device)
 
     def start_route(
-        self, blocks: torch.nn.Module, pick: Tensor, gate: Tensor, *axes: str, **options: Any
+        self,
+        blocks: torch.nn.Module,
+        pick: Tensor,
+        gate: Tensor,
+        *axes: str,
+        sent: tuple[str, ...] | None = None,
+        each: bool = False,
+        per_node: int = 0,
     ) -> Sent:
         """``route``, begun; ``start_dispatch`` and ``start_combine`` go on from there."""
-        work = partial(self.route, blocks, pick, gate, *axes, **options)
-        return Sent(self, self.begin(work, pick.device), pick.device)
+        sent = axes if sent is None else sent
+        route = Route(self, blocks, axes, sent, each, per_node)
+        if sent and not self._known(sent, per_node):  # making groups is in the order of all
+            self.in_order(route.groups, pick.device)
+        way = route.begin(pick, gate)
+        return Sent(self, way, self.begin(lambda: route.meet(way), pick.device), pick.device)
 
-    def begin(self, work: Callable[[], T], device: torch.device) -> Pending[T]:
-        """Run something in the order of what is started."""
+    def _known(self, sent: tuple[str, ...], per_node: int) -> bool:
+        return ((*sent, f"{per_node} between nodes") if per_node else sent) in self._groups
+
+    def begin(
+        self,
+        work: Callable[[], T],
+        device: torch.device,
+        finish: Callable[[T], T] | None = None,
+    ) -> Pending[T]:
+        """Run something in the order of what is started; ``finish`` it where it is waited for."""
         if self._stream is None:
             self._stream = Stream()
-        return self._stream.start(work, device)
+        return self._stream.start(work, device, finish)
 
     def in_order(self, work: Callable[[], T], device: torch.device) -> T:
         """Run something now, but behind what was started before it: all ranks do it so."""
@@ -304,8 +350,8 @@ class Mesh:
                 rank in the place of its own, and is forwarded inside.
         """
         sent = axes if sent is None else sent
-        work = partial(routed, self, blocks, pick, gate, axes, sent, each, per_node)
-        return self.in_order(work, pick.device)
+        route = Route(self, blocks, axes, sent, each, per_node)
+        return self.in_order(lambda: route.meet(route.begin(pick, gate)), pick.device)
 
     def __repr__(self) -> str:
         return f"Mesh({self.sizes})"

@@ -22,8 +22,14 @@ T = TypeVar("T")
 class Pending(Generic[T]):
     """What was started. ``wait`` has its result."""
 
-    def __init__(self, work: Callable[[], T], device: torch.device | None):
+    def __init__(
+        self,
+        work: Callable[[], T],
+        device: torch.device | None,
+        finish: Callable[[T], T] | None = None,
+    ):
         self._work: Callable[[], T] | None = work
+        self._finish = finish
         self._done = threading.Event()
         self._error: BaseException | None = None
         self._result: T
@@ -69,6 +75,8 @@ class Pending(Generic[T]):
             current.wait_event(self._arrived)
             for tensor in _tensors(self._result):
                 tensor.record_stream(current)
+        if self._finish is not None:  # on the stream that computes
+            self._result, self._finish = self._finish(self._result), None
         return self._result
 
 
@@ -86,13 +94,19 @@ class Stream:
         """Is it the stream's own work that asks?"""
         return threading.current_thread() is self._thread
 
-    def start(self, work: Callable[[], T], device: torch.device) -> Pending[T]:
+    def start(
+        self,
+        work: Callable[[], T],
+        device: torch.device,
+        finish: Callable[[T], T] | None = None,
+    ) -> Pending[T]:
         """
         Args:
             device: of what the work reads.
+            finish: what is made of the result by whoever waits for it, once.
         """
         on_gpu = device if device.type == "cuda" else None
-        pending = Pending(work, on_gpu)
+        pending = Pending(work, on_gpu, finish)
         self._queue.put((pending, on_gpu))
         return pending
 
