@@ -43,10 +43,27 @@ deploy turns2 of DeepSeekV3 from ep2 { overlap two_microbatches }
 deploy turns4 of DeepSeekV3 from ep4 { overlap two_microbatches }
 deploy turns_tp of DeepSeekV3 from tp2ep2 { overlap two_microbatches }
 deploy turns_nodes of DeepSeekV3 from nodes on pairs { overlap two_microbatches }
+deploy coded2 of DeepSeekV3 from fp8 { mesh ep = 2  shard batch -> ep, MoE.expert -> ep }
+deploy coded2_turns of DeepSeekV3 from coded2 { overlap two_microbatches }
 """
-MESHES = {"ep2": 2, "ep4": 4, "dp2ep2": 4, "tp2ep2": 4, "dp2tp2ep2": 8, "ep2x": 2,
-          "replicated": 2, "crossed": 4, "whole": 2, "nodes": 4,
-          "turns2": 2, "turns4": 4, "turns_tp": 4, "turns_nodes": 4}  # fmt: skip
+MESHES = {
+    "ep2": 2,
+    "ep4": 4,
+    "dp2ep2": 4,
+    "tp2ep2": 4,
+    "dp2tp2ep2": 8,
+    "ep2x": 2,
+    "replicated": 2,
+    "crossed": 4,
+    "whole": 2,
+    "nodes": 4,
+    "turns2": 2,
+    "turns4": 4,
+    "turns_tp": 4,
+    "turns_nodes": 4,
+}  # as one process, in float32
+CODED = {"coded2": 2, "coded2_turns": 2}  # in FP8: the one as the other
+ALL = MESHES | CODED  # fmt: skip
 
 
 def source(folder: Path) -> Path:
@@ -110,7 +127,7 @@ def run(folder: Path, name: str) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = []
-    for number in range(MESHES[name]):
+    for number in range(ALL[name]):
         process = os.fork()
         if process:
             processes.append(process)
@@ -118,7 +135,7 @@ def run(folder: Path, name: str) -> None:
         status = 1
         try:
             os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "MASTER_PORT": str(port),
-                           "WORLD_SIZE": str(MESHES[name]), "MASTER_ADDR": "127.0.0.1",
+                           "WORLD_SIZE": str(ALL[name]), "MASTER_ADDR": "127.0.0.1",
                            "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
             rank(folder, name, number, folder)
             status = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from meshes import MESHES, SIZES, compiled, work
+from meshes import ALL, MESHES, SIZES, compiled, work
 
 import dslc
 from backends.pytorch.runtime.routing import Placement
@@ -28,12 +28,10 @@ def folder(tmp_path_factory):
         if name.endswith("e_score_correction_bias"):
             tensors[name][:4] += 100.0  # the first two groups of experts get everything
     write(folder / "uneven", tensors)
-    for name in MESHES:
+    for name in ALL:
         compiled(folder, name)
     environment = dict(os.environ, PYTHONPATH=f"{HERE}:{os.environ.get('PYTHONPATH', '')}")
-    subprocess.run(
-        [sys.executable, HERE / "meshes.py", folder, *MESHES], check=True, env=environment
-    )
+    subprocess.run([sys.executable, HERE / "meshes.py", folder, *ALL], check=True, env=environment)
     return folder
 
 
@@ -102,6 +100,39 @@ def test_ranks_send_what_the_recorded_routing_implies(request, ranks, folder):
         assert traffic["picks"] == away * PICKS
         assert traffic["combine"] == back * ROW
         assert traffic["counts"] == calls.copy().pop() * 8 * (len(ranks) - 1)
+
+
+@pytest.mark.parametrize("weights", ["even", "uneven"])
+def test_two_micro_batches_give_what_one_gives_in_fp8(folder, weights):
+    """What is in flight are codes: the same ones, so that results differ by sums' order alone."""
+    for number in range(2):
+        one, two = (
+            torch.load(folder / f"{name}.{number}.pt", weights_only=False)
+            for name in ("coded2", "coded2_turns")
+        )
+        for what, wanted in one[weights].items():
+            found = two[weights][what]
+            if what == "generated":
+                assert all(map(torch.equal, found, wanted))
+                continue
+            assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max(), what
+        assert two["traffic"]["dispatch"] == one["traffic"]["dispatch"]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [("ep2", "turns2"), ("ep4", "turns4"), ("nodes", "turns_nodes"), ("coded2", "coded2_turns")],
+)
+def test_micro_batches_send_the_same_rows_in_more_transfers(folder, one, two):
+    """Twice as often wherever some rank has two sequences, an empty micro-batch included."""
+    for number in range(ALL[one]):
+        before, after = (
+            torch.load(folder / f"{name}.{number}.pt", weights_only=False)["traffic"]
+            for name in (one, two)
+        )
+        assert after["counts"] > before["counts"]
+        for what in ("dispatch", "combine", "picks"):
+            assert after[what] == before[what]
 
 
 def test_a_token_goes_to_a_node_once_and_is_forwarded_inside(folder):
