@@ -12,6 +12,7 @@ from math import prod
 
 from compiler.ir import DType, Graph, Node, Program, Type
 from compiler.planning.reading import router_of
+from compiler.planning.routing import spread
 from compiler.planning.sharding import Placed
 from compiler.tensors import places
 
@@ -65,26 +66,23 @@ def of_routing(program: Program, graph: Graph, node: Node, path: str, count: int
     ranks = prod(sizes.values())
     placed = Placed(axes, ranks, each, node.attrs["redundant"])
     router = router_of(graph, node, program, placed)
-    reached = []
+    runs = []
     for at in product(*(range(sizes[axis]) for axis in sent)):  # others are where the sender is
         where = {**dict.fromkeys(axes, 0), **dict(zip(sent, at, strict=True))}
         number = 0
         for axis in axes:
             number = number * sizes[axis] + where[axis]
-        reached.append(float(router.reaches(range(number * each, (number + 1) * each))))
-    among, per_node = len(reached), node.attrs["per_node"]
-    others, nodes = sum(reached) * (1 - 1 / among), None
-    hops = others
-    if per_node:
-        count_nodes, run = among // per_node, per_node * each
-        whole = (router.reaches(range(n * run, (n + 1) * run)) for n in range(count_nodes))
-        nodes = float(sum(whole)) * (1 - 1 / count_nodes)
-        hops = nodes + sum(reached) * (1 - 1 / per_node)
+        runs.append(range(number * each, (number + 1) * each))
+    per_node = node.attrs["per_node"]
+    found = spread(router, [i // (per_node or len(runs)) for i in range(len(runs))], runs)
+    nodes = found.other_nodes if per_node else None
+    hops = found.other_nodes + found.forwarded
     users = [n for n in graph if node.name in n.inputs]
     row = sum(_bytes(program, n.type) for n in users if n.op == "dispatch")
     back = sum(_bytes(program, n.type) for n in users if n.op == "apply")
     picks = router.picks * PER_PICK
-    return Traffic(path, count, among, others, nodes, hops * (row + picks), hops * back)
+    dispatch, combine = hops * (row + picks), hops * back
+    return Traffic(path, count, len(runs), found.other_ranks, nodes, dispatch, combine)
 
 
 def _bytes(program: Program, type: Type) -> int:

@@ -40,8 +40,10 @@ def used(source: CheckedProgram) -> set[str]:
     program = elaborator.run()
     waiting = [*constants.reads[None], *_in_sizes(program), *_in_names(program)]
     for need, _ in source.library.declarations(ast.Require):
-        if isinstance(need, ast.Require) and need.condition is not None:
-            waiting += [e.name.text for e in walk(need.condition) if isinstance(e, ast.Ref)]
+        assert isinstance(need, ast.Require)
+        read = need.items.value if need.items else need.condition
+        if read is not None:
+            waiting += [e.name.text for e in walk(read) if isinstance(e, ast.Ref)]
     found: set[str] = set()
     while waiting:
         name = waiting.pop()

@@ -50,6 +50,9 @@ def check_declarations(
                     needs.values = {HISTORY: None}
                     needs.instead = "how far sequences may go is written: require history <= N"
                 needs.check(most_history(d, constants) or d.condition)
+            elif isinstance(d, ast.Require) and d.items is not None:
+                known = {*constants, d.items.number.text}
+                readable(unit, known, found, "in what items must be").check(d.items.value)
             elif isinstance(d, ast.ConstFn):
                 formals = _formals(d, found)
                 readable(unit, {*constants, *formals}, found, "in a const function").check(d.value)

@@ -223,7 +223,7 @@ class _Maker:
                 )
             if name == "replicas":
                 self.found.error("E0810", "'replicas' is no name for a mesh axis", axis.name.span)
-            size = self.values.count(axis.value, 1, MOST_RANKS, f"mesh axis '{name}'")
+            size = self.values.count(axis.value, 1, MOST_RANKS, name)
             axes[name] = Axis(name, size or 1, axis.name.span)
         if self.staged is not None and self.staged.text not in axes:
             self._no_axis(self.staged)

@@ -130,7 +130,10 @@ class Sizes:
         """Every rule that divides a value of these axes, with the index it divides."""
         out = list(also)
         for index in (i for axis in axes for i in atoms(axis)):
-            for one in (index, *(atoms(index.alias) if index.alias is not None else ())):
+            parts = atoms(index.alias) if index.alias is not None else []
+            first = at.rules(parts[0]) if parts else ()
+            out += [_On(r, index.name, r.axes) for r in at.rules(index) if r not in first]
+            for one in parts:
                 out += [_On(r, one.name, r.axes) for r in at.rules(one)]
         return out
 
@@ -229,6 +232,8 @@ class _Place:
         own = sizes.by_place.get((block, index.name))
         if own is None and not index.formal:
             own = sizes.by_extent.get(index.extent)
+        if own is None and not rules and index.alias is not None:
+            return self.rules(atoms(index.alias)[0])  # the same contiguous parts
         if own is None:
             return tuple(rules)
         for other in rules:

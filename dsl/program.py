@@ -64,16 +64,29 @@ def open_program(
     return program
 
 
-def check_file(file: str, warnings: bool = False) -> list[Diagnostic]:
-    """Every mistake of a file, for ``dslc check``; with ``warnings``, what is likely one too."""
+def check_file(
+    file: str,
+    warnings: bool = False,
+    choices: Choices | None = None,
+    model: str | None = None,
+) -> list[Diagnostic]:
+    """Every mistake of a file, for ``dslc check``; with ``warnings``, what is likely one too.
+
+    Args:
+        choices: the sizes at which deployments are looked at, those of the default preset unless
+            given; the model is looked at with every preset.
+        model: one of several.
+    """
     found = Diagnostics()
     try:
-        program = check_program(file, Choices(), None, found)
+        program = check_program(file, choices or Choices(), model, found)
     except DiagnosticError as error:
         return error.diagnostics
     if program is not None:
         for deployment in program.deployments.values():
-            found.found += deployment.problems
+            own = deployment.span.source is program.library.root.source
+            if own or choices is None:  # an imported one may be written for other sizes
+                found.found += deployment.problems
         if not found.found:
             _check_presets(program, found)
     return in_order([*found.found, *(found.warnings if warnings else ())])

@@ -92,6 +92,12 @@ def check_requirements(library: Library, constants: Constants, found: Diagnostic
             continue
         if constants.choices.config is None:
             continue
+        if need.items is not None:
+            try:
+                _check_items(need, need.items, constants, found)
+            except ConstantError as error:
+                error.report(found)
+            continue
         for key in need.keys:
             value = config_value(constants.choices.config, key)
             allowed = [literal.value for literal in need.allowed]
@@ -109,6 +115,37 @@ def check_requirements(library: Library, constants: Constants, found: Diagnostic
                 need.span,
                 "required here",
             )
+
+
+def _check_items(
+    need: ast.Require, items: ast.Items, constants: Constants, found: Diagnostics
+) -> None:
+    """The first item of a list that is not what its number says.
+
+    Raises:
+        ConstantError: what it must be has no value.
+    """
+    assert constants.choices.config is not None
+    (key,) = need.keys
+    value = config_value(constants.choices.config, key)
+    if value is None:
+        return
+    what = ""
+    if not isinstance(value, list):
+        what = f"{key} is {shown(value)}, and this model is written for a list"
+    for number, item in enumerate(value if isinstance(value, list) else ()):
+
+        def of(name: str, span: Span, number: int = number) -> Constant:
+            return number if name == items.number.text else constants.value(name, span)
+
+        wanted = evaluate(items.value, of, no_size, constants.functions)
+        if not _equal(item, wanted):
+            what = (
+                f"{key}[{number}] is {shown(item)}, and this model is written for {shown(wanted)}"
+            )
+            break
+    if what:
+        found.error("E0305", f"config.json: {what}", need.span, "required here")
 
 
 def _values(condition: ast.Expr, constants: Constants) -> str:

@@ -270,12 +270,22 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Require:
-    """``require config key = "a" | "b"`` (keys, allowed) or ``require expr`` (condition)."""
+    """``require config key = "a" | "b"`` (keys, allowed), ``require config key[i] = expr`` (keys,
+    items) or ``require expr`` (condition)."""
 
     keys: tuple[str, ...]
     allowed: tuple[Literal, ...]
     condition: Expr | None
     span: Span
+    items: Items | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """What each item of a list must be, by its number."""
+
+    number: Name
+    value: Expr
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,6 +114,11 @@ class TreeBuilder(DeployTree):
         allowed = tuple(c for c in children if isinstance(c, ast.Literal))
         return ast.Require(keys, allowed, None, self.span(meta))
 
+    def require_items(self, meta: Meta, children: list[Any]) -> ast.Require:
+        key, number, value = children
+        items = ast.Items(self.name(number), value)
+        return ast.Require((key,), (), None, self.span(meta), items)
+
     def require_that(self, meta: Meta, children: list[Any]) -> ast.Require:
         return ast.Require((), (), children[0], self.span(meta))
 

@@ -76,8 +76,11 @@ def resources(generated: Generated, compiled: Sequence[Binary]) -> dict[str, Any
                 "spills": binary.spills,
                 "shared": binary.shared,
                 "bytes": cost.bytes,
+                "least": cost.least,
                 "bound": cost.bound,
                 "flops": cost.flops,
+                "replaces": binary.replaces.text() if binary.replaces else None,
+                "because": binary.because,
             }
         )
     missed = [
@@ -108,6 +111,11 @@ def show_kernels(generated: Generated, compiled: Sequence[Binary]) -> None:
     numbers = ["registers", "spills", "shared", "bytes", "of bound", "FLOP"]
     if rows:
         table([*headings, *numbers], rows, left=len(headings))
+    for row in found["kernels"]:
+        if row["because"]:
+            tiles = row["replaces"] or row["tiles"]
+            instead = f"; {row['tiles']} instead" if row["replaces"] else ""
+            print(f"tiling: {row['kernel']} with {tiles}: {row['because']}{instead}")
     for missed in found["fallbacks"]:
         print("fallback: {op} in {body}  {place}  {text}".format(**missed))
     if rows and not found["fallbacks"]:

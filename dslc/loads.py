@@ -1,6 +1,7 @@
 """How often each block of an array was picked, and where blocks are put for it: two JSON files.
 
-{"model": "DeepSeekV3", "file": "dsv3", "loads": {"layers.3.mlp.expert": [90, 132, ...], ...}}
+{"model": "DeepSeekV3", "file": "dsv3", "dims": {"hidden": 7168, ...},
+ "loads": {"layers.3.mlp.expert": [90, 132, ...], ...}}
 {"phy2log": [[5, 6, ...], ...], ..., "arrays": ["layers.3.mlp.expert", ...]}
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loads:
-    """Loads of each array of blocks; ``arrays`` are their paths, if they are known, and ``file``
-    is the source that they were recorded with."""
+    """Loads of each array of blocks; ``arrays`` are their paths, if they are known, ``file`` is the
+    source that they were recorded with, and ``dims`` are the values of its constants."""
 
     loads: list[list[float]]
     arrays: list[str] | None = None
     file: str | None = None
+    dims: dict[str, Any] = field(default_factory=dict)
 
 
 def counted(model: Model, file: Path | None) -> Any:
@@ -62,7 +64,11 @@ def _counted(model: Model, file: Path) -> Iterator[None]:
             return
     last = Path(model.manifest.sources[-1].name)  # the file that was asked for; imports come first
     shipped = last.parent.name == "models" and last.stem in shipped_models()
-    about = {"model": model.manifest.model, "file": last.stem if shipped else str(last)}
+    about: dict[str, Any] = {
+        "model": model.manifest.model,
+        "file": last.stem if shipped else str(last),
+    }
+    about["dims"] = {k: v for k, v in model.manifest.constants.items() if "." not in k}
     text = json.dumps({**about, "loads": {path: n.tolist() for path, n in loads.items()}})
     try:
         file.write_text(text + "\n", encoding="utf-8")
@@ -99,7 +105,7 @@ def read_loads(file: Path) -> Loads:
     good = isinstance(rows, list) and rows
     if not good or not all(isinstance(r, list) and r and all(map(_is_number, r)) for r in rows):
         raise UserError(f"{file}: expected loads, a list of numbers for each array of blocks")
-    return Loads(rows, arrays, about.get("file"))
+    return Loads(rows, arrays, about.get("file"), about.get("dims", {}))
 
 
 def read_placement(file: Path) -> dict[str, list[int]]:

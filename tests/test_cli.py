@@ -135,6 +135,20 @@ def test_check_json(run, tmp_path):
     assert run("check", "dsv3", "--json").json == {"diagnostics": []}
 
 
+def test_check_at_the_sizes_of_a_preset(run, tmp_path):
+    """A deployment may be written for a preset that is not the default."""
+    (tmp_path / "sized.arch").write_text(
+        "import dsv3\n"
+        "deploy two of DeepSeekV3 { mesh pp = 2  stages pp : layers 0 .. 80 as (40 x 2) }\n"
+    )
+    found = run("check", "sized.arch")
+    assert found.status == 1 and "'layers' ends before layer 61" in found.err
+    assert "at these sizes 'layers' has layers 0 .. 61; another preset may be meant" in found.err
+    assert run("check", "sized.arch", "--set", "layers=80").status == 0
+    result = run("check", "sized.arch", "--dims", "smal")
+    assert result.status == 1 and "no preset is called 'smal'" in result.err
+
+
 def test_inspect_json_has_the_published_numbers(run):
     result = run("inspect", "dsv3", "--json")
     found = result.json

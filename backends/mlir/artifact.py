@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from backends.mlir.step import LANES
 from backends.mlir.values import Element, Unsupported
 from backends.pytorch.ahead.processor import features
 from compiler.errors import UserError
 from compiler.ir import Program
 from compiler.manifest import ManifestError
+from compiler.tensors import Pattern
 
 if TYPE_CHECKING:
     from backends.mlir.module import Module
@@ -33,11 +35,16 @@ class Row(BaseModel):
 
 
 class Weight(Row):
-    """A stacked weight: one axis for each array on the way to it, then the tensor's own."""
+    """A stacked weight: one axis for each array on the way to it, then the tensor's own.
+
+    Of one with ``lanes``, so many of the tensor's rows lie side by side: [rows / lanes, columns,
+    lanes].
+    """
 
     tensor: str
     shape: tuple[int, ...]
     element: Literal["f32", "bf16"]
+    lanes: Literal[16] | None = None  # LANES
 
 
 class Kept(Row):
@@ -81,6 +88,14 @@ def layout_of(files: dict[str, bytes]) -> Layout:
     return layout
 
 
+def laid_out(pattern: Pattern, lanes: int | None) -> tuple[int, ...]:
+    """The shape of a stacked weight."""
+    own = pattern.shape
+    if lanes:
+        own = (own[0] // lanes, own[1], lanes)
+    return (*map(len, pattern.ranges), *own)
+
+
 def described(module: Module, dtype: str) -> Layout:
     """What ``module.json`` says of a module compiled on this processor."""
     stored: dict[str, Any] = {"act": ELEMENTS[dtype]}
@@ -91,8 +106,9 @@ def described(module: Module, dtype: str) -> Layout:
         weights={
             key: Weight(
                 tensor=p.name,
-                shape=(*map(len, p.ranges), *p.shape),
+                shape=laid_out(p, LANES if key in module.packed else None),
                 element=stored.get(p.dtype, "f32"),
+                lanes=LANES if key in module.packed else None,
             )
             for key, p in module.parameters.items()
         },

@@ -146,13 +146,13 @@ def _grouped(frame: Frame, node: Node, flat: Value, rows: list[Axis], given: lis
             f"-> ({out.type}, index) {{"
         )
         with code.nested():
-            inside: Value = step.tied(Value(carried, out.axes, out.element))
+            inside: Value = ops.tied(Value(carried, out.axes, out.element))
             start = begin
             for n in range(BLOCKS):
                 inside, start = run(inside, code.plus(at, n), start)
             code.add(f"scf.yield {inside.name}, {start} : {out.type}, index")
         code.add("}")
-        out, start = step.tied(Value(f"{result}#0", out.axes, out.element)), f"{result}#1"
+        out, start = ops.tied(Value(f"{result}#0", out.axes, out.element)), f"{result}#1"
     else:
         whole = 0
     for n in range(whole, blocks):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
+from backends.mlir.joining import joined
 from backends.mlir.values import Axis, Code, Element, Number, Size, Value, tensor_type, union
 
 FLOATS = frozenset({"f32", "bf16", "f8E4M3FN"})
@@ -122,6 +122,7 @@ class Linalg:
         body: Callable[[list[str]], str],
         over: Sequence[Axis] = (),
         start: Number | None = None,
+        attributes: str = "",
     ) -> Value:
         """One ``linalg.generic``.
 
@@ -130,6 +131,7 @@ class Linalg:
             body: from the inputs' scalars (and, with ``over``, what was summed so far) to the
                 result's scalar.
             start: what a sum begins with.
+            attributes: of the operation.
         """
         code = self.code
         loops = [*out, *over]
@@ -153,7 +155,8 @@ class Linalg:
             given += f"{', '.join(v.type for v in tensors)}) "
         code.add(
             f"{result.name} = linalg.generic {{indexing_maps = [{maps}], "
-            f"iterator_types = [{kinds}]}} {given}outs({into.name} : {into.type}) {{"
+            f"iterator_types = [{kinds}]}} {given}outs({into.name} : {into.type}) "
+            f"{f'attrs = {{{attributes}}} ' if attributes else ''}{{"
         )
         blocks = {id(v): code.fresh() for v in tensors}
         carried = code.fresh()
@@ -179,7 +182,9 @@ class Linalg:
         meet: Element = "f32" if element == "bf16" and fn not in ("where", "copy") else element
         if element == "i1":
             meet = "f32" if kinds & FLOATS else "i64" if "i64" in kinds else "i1"
-        out = union(inputs)
+        # In the order of the widest operand: a mask in front must not turn scores around.
+        widest = max(inputs, key=lambda value: len(value.axes))
+        out = union([widest, *inputs])
 
         def body(scalars: list[str]) -> str:
             if fn == "where":
@@ -206,7 +211,7 @@ class Linalg:
     def contract(self, a: Value, b: Value, out: Sequence[Axis], element: Element) -> Value:
         """A product summed over the axes that ``out`` lacks, in f32."""
         over = [axis for axis in union([a, b]) if axis.name not in {o.name for o in out}]
-        a, b, out, over, undo = _merged(self, a, b, out, over)
+        a, b, out, over, undo = joined(self, a, b, out, over)
 
         def body(scalars: list[str]) -> str:
             left = self.scalar(scalars[0], a.element, "f32")
@@ -358,6 +363,16 @@ class Linalg:
         )
         return Value(name, tuple(axes), value.element)
 
+    def tied(self, value: Value) -> Value:
+        """The same, with its dynamic sizes said again: IREE loses them in loops and branches."""
+        sizes = [axis.size for axis in value.axes if isinstance(axis.size, str)]
+        if not sizes:
+            return value
+        name = self.code.define(
+            f"flow.tensor.tie_shape {value.name} : {value.type}{{{', '.join(sizes)}}}"
+        )
+        return Value(name, value.axes, value.element)
+
     def insert(self, value: Value, into: Value, starts: dict[str, Size]) -> Value:
         """A tensor put into a larger one; axes that it lacks have size 1 there."""
         at = [str(starts.get(axis.name, 0)) for axis in into.axes]
@@ -395,49 +410,3 @@ def _groups(lengths: Sequence[int]) -> str:
         groups.append(f"[{', '.join(str(at + n) for n in range(length))}]")
         at += length
     return f"[{', '.join(groups)}]"
-
-
-Undo = list[tuple[str, list[Axis]]]
-
-
-def _merged(
-    to: Linalg, a: Value, b: Value, out: Sequence[Axis], over: Sequence[Axis]
-) -> tuple[Value, Value, list[Axis], list[Axis], Undo]:
-    """A product with axes joined that stand side by side wherever they occur.
-
-    ``q[t,h,n] = W[h,n,r] * x[t,r]`` is a product of matrices over (h,n): the compiler recognises
-    those, and tiles them for the caches and registers.
-    """
-    undo: Undo = []
-    orders = [list(a.names), list(b.names), [axis.name for axis in out]]
-    found = True
-    while found:
-        found = False
-        for order in orders:
-            for x, y in pairwise(order):
-                if all(_together(other, x, y) for other in orders):
-                    into = f"{x},{y}"
-                    sizes = {axis.name: axis for axis in (*union([a, b]), *out)}
-                    joined = [sizes[x], sizes[y]]
-                    a = to.merge(a, [x, y], into) if x in a.names else a
-                    b = to.merge(b, [x, y], into) if x in b.names else b
-                    size = to.code.product([axis.size for axis in joined])
-                    if any(axis.name == x for axis in out):
-                        undo.insert(0, (into, joined))
-                    out, over = (_join(axes, x, y, Axis(into, size)) for axes in (out, over))
-                    orders = [list(a.names), list(b.names), [axis.name for axis in out]]
-                    found = True
-                    break
-            if found:
-                break
-    return a, b, list(out), list(over), undo
-
-
-def _together(order: list[str], x: str, y: str) -> bool:
-    if x not in order and y not in order:
-        return True
-    return x in order and y in order and order.index(y) == order.index(x) + 1
-
-
-def _join(axes: Sequence[Axis], x: str, y: str, into: Axis) -> list[Axis]:
-    return [into if axis.name == x else axis for axis in axes if axis.name != y]

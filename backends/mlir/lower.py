@@ -227,8 +227,8 @@ def branch(frame: Frame, node: Node, args: list[Value]) -> Value:
             code.add(f"scf.yield {values} : {types}")
     code.add("}")
     for number, key in enumerate(keys, start=1):
-        step.kept[key] = step.tied(replace(before[key], name=f"{name}#{number}"))
-    return step.tied(Value(f"{name}#0", tuple(order), element))
+        step.kept[key] = frame.ops.tied(replace(before[key], name=f"{name}#{number}"))
+    return frame.ops.tied(Value(f"{name}#0", tuple(order), element))
 
 
 @lowers("chain")
@@ -270,11 +270,11 @@ def chain(frame: Frame, node: Node, args: list[Value]) -> Value:
         f"{code.index(first + layers)} step {code.index(1)} iter_args({given}) -> ({types}) {{"
     )
     with code.nested():
-        inside = [step.tied(replace(v, name=n)) for v, n in zip(carried, names, strict=True)]
+        inside = [frame.ops.tied(replace(v, name=n)) for v, n in zip(carried, names, strict=True)]
         step.kept.update(zip(keys, inside[1:], strict=True))
         new = [layer(inside[0], number), *(step.kept[key] for key in keys)]
         code.add(f"scf.yield {', '.join(v.name for v in new)} : {types}")
     code.add("}")
-    out = [step.tied(replace(v, name=f"{results}#{n}")) for n, v in enumerate(carried)]
+    out = [frame.ops.tied(replace(v, name=f"{results}#{n}")) for n, v in enumerate(carried)]
     step.kept.update(zip(keys, out[1:], strict=True))
     return out[0]

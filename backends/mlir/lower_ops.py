@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+from backends.mlir import packed
 from backends.mlir.lower import Frame, lowers
+from backends.mlir.step import INNER, LANES, OUTER
 from backends.mlir.values import BATCH, Axis, Element, Size, Value, union
 from compiler.ir import Dim, Node
 from compiler.tensors import Place
+
+END = INNER.format("")
 
 # -- sources ---------------------------------------------------------------------------------------
 
@@ -28,9 +32,37 @@ def position(frame: Frame, node: Node, args: list[Value]) -> Value:
 @lowers("param", "state")
 def param(frame: Frame, node: Node, args: list[Value]) -> Value:
     path = _path(frame.place, node.attrs["param"])
-    found = frame.step.weight(path, frame.place.ranges, frame.index)
-    own = found.names[len(found.names) - len(node.type.names) :]
-    return found.renamed(dict(zip(own, node.type.names, strict=True)))
+    found = frame.step.weight(path, frame.place.ranges, frame.index, _is_factor(frame, node))
+    pattern = frame.step.weights.patterns[path, frame.place.ranges]
+    names = dict(zip(pattern.dims, node.type.names, strict=True))
+    names |= {f.format(a): f.format(b) for a, b in names.items() for f in (OUTER, INNER)}
+    return found.renamed(names)
+
+
+def _is_factor(frame: Frame, node: Node) -> bool:
+    """Whether a matrix is nothing but a factor of products of two that sum over its columns."""
+    if len(node.type.dims) != 2 or node.type.dtype != "act" or not frame.ops.loops:
+        return False
+    rows, columns = node.type.dims
+    if frame.graph.output == node.name or rows.kind != columns.kind:
+        return False
+    size = frame.size(rows)
+    return (
+        isinstance(size, int)
+        and size % LANES == 0
+        and all(
+            user.op == "contract"
+            and len(user.inputs) == 2
+            and user.inputs.count(node.name) == 1
+            and tuple(user.attrs["over"]) == (columns.name,)
+            and all(
+                rows.name not in other.type.names and columns.name in other.type.names
+                for other in frame.graph.operands(user)
+                if other.name != node.name
+            )
+            for user in frame.graph.users(node.name)
+        )
+    )
 
 
 def _path(place: Place, name: str) -> str:
@@ -80,6 +112,9 @@ def contract(frame: Frame, node: Node, args: list[Value]) -> Value:
         later = {n for v in values[number:] for n in v.names}
         left = [a for a in union([found, value]) if a.name not in over - later]
         found = _product(frame, found, value, left, element if number == len(values) else "f32")
+    whole = [n.removesuffix(END) for n in found.names if n.endswith(END)]
+    for name in whole:
+        found = ops.merge(found, [OUTER.format(name), INNER.format(name)], name)
     return found
 
 
@@ -96,7 +131,10 @@ def _product(frame: Frame, a: Value, b: Value, left: list[Axis], element: Elemen
             frame.ops.transpose(v, [*both, *(n for n in v.names if n not in both)]) for v in (a, b)
         )
     sizes = {axis.name: axis for axis in left}
-    return frame.ops.contract(a, b, [sizes[n] for n in order], element)
+    out = [sizes[n] for n in order]
+    if b.names[-1:] and b.names[-1].endswith(END):
+        return packed.product(frame.ops, a, b, out, element)
+    return frame.ops.contract(a, b, out, element)
 
 
 def _runs_over_rows(frame: Frame, value: Value) -> bool:
@@ -299,18 +337,17 @@ def cache(frame: Frame, node: Node, args: list[Value]) -> Value:
 def _appended(frame: Frame, old: Value, new: Value, history: str) -> Value:
     """What is held of a cache, and the step's rows behind it."""
     ops, step = frame.ops, frame.step
-    # Stretches of unknown length are what IREE (3.13) moves only as elements.
     at = ops.iota(Axis(history, step.history))
-
-    def rows(table: Value, name: str, at: Value) -> Value:
-        last = ops.map("sub", [step.number(table.axis(name).size), step.constant(1)], "i64")
-        place = ops.map("max", [ops.map("min", [at, last], "i64"), step.constant(0)], "i64")
-        return ops.gather(table, name, place)
-
     later = ops.map("sub", [at, step.number(step.held)], "i64")
     before = ops.map("lt", [later, step.constant(0)], "i1")
-    first = rows(old, "@capacity", at)
-    second = rows(new.renamed({history: "@new"}), "@new", later)
+    # A cache has room for the step's rows: what is read behind those it holds is not chosen.
+    first = ops.slice(old, {"@capacity": (0, step.history)}).renamed({"@capacity": history})
+    if isinstance(step.time, int) and step.time == 1:
+        second = ops.slice(new, {history: (0, 1)}, drop=True)
+    else:
+        last = ops.map("sub", [step.number(step.time), step.constant(1)], "i64")
+        place = ops.map("max", [ops.map("min", [later, last], "i64"), step.constant(0)], "i64")
+        second = ops.gather(new.renamed({history: "@new"}), "@new", place)
     return ops.map("where", [before, first, second], new.element)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.mlir.archive import Note, weights_of
 from backends.mlir.artifact import BYTES, INSTALL, Layout, layout_of
 from backends.mlir.sampling import choose
 from backends.mlir.session import Cache, Session
-from backends.mlir.weights import stacked
 from backends.pytorch.asked import InputError, check_context, check_prompts, check_sampling
 from backends.pytorch.stopping import Endings, Stop
 from backends.pytorch.text import Tokenizer
@@ -38,6 +38,7 @@ def load(
     dtype: str | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    note: Note = lambda _: None,
 ) -> Model:
     """Load what ``dslc compile --backend mlir`` wrote.
 
@@ -45,11 +46,15 @@ def load(
         checkpoint: a Hugging Face checkpoint folder; without one, weights are random.
         dtype: what the caller wants to run in: the module is compiled for one.
         seed: of random weights, each a function of the seed and its tensor's name.
+        note: told, in a sentence each, what the user should know.
+
+    A checkpoint's weights are laid out once, in a file beside the directory, and mapped.
 
     Raises:
         ManifestError: the directory is not whole, was changed, is another backend's or for
             another processor.
         CheckpointError: the checkpoint does not fit.
+        MemoryNeeded: weights that cannot be mapped do not fit into memory.
         InputError: another dtype is asked for.
         UserError: IREE's runtime is not installed.
     """
@@ -66,7 +71,7 @@ def load(
     except ImportError:
         raise UserError(f"{directory} needs IREE's runtime: {INSTALL}") from None
     folder = Path(checkpoint) if checkpoint is not None else None
-    weights = stacked(layout, manifest, folder, seed, progress)
+    weights = weights_of(layout, manifest, directory, folder, seed, progress, note)
     try:
         session = Session(files[BYTES], weights, layout.caches, layout.name)
     except (KeyError, RuntimeError, ValueError) as error:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from backends.mlir import experts, lower_ops  # noqa: F401 (they register what they lower)
 from backends.mlir.linalg import Linalg
 from backends.mlir.lower import LOWERINGS, Frame, lacking
-from backends.mlir.step import Key, Step, Weights
+from backends.mlir.step import Key, Step, Weights, packed
 from backends.mlir.values import BATCH, Axis, Code, Element, Size, Unsupported, Value, tensor_type
 from compiler import spec
 from compiler.ir import Graph, Program
@@ -35,6 +35,7 @@ class Module:
     parameters: dict[str, Pattern]  # by the name of the stacked tensor
     caches: tuple[CachePattern, ...]
     element: Element
+    packed: frozenset[str] = frozenset()  # which stacked tensors are (``Weights``)
 
 
 def lower(program: Program, kept: list[CachePattern], element: Element) -> Module:
@@ -49,17 +50,21 @@ def lower(program: Program, kept: list[CachePattern], element: Element) -> Modul
     """
     supported(program)
     kept = [row for row in kept if ENTRY in row.entries]
-    weights = Weights({(p.path, p.ranges): p for p in patterns(program)}, element)
+    known = {(p.path, p.ranges): p for p in patterns(program)}
+    first = Weights(known, element)  # to see how each weight is read
+    for name in (PREFILL, DECODE):
+        _function(program, kept, first, name)
+    weights = Weights(known, element, frozenset(first.used.keys() - first.loose))
     functions = [_function(program, kept, weights, name) for name in (PREFILL, DECODE)]
     name = _symbol(program.name)
     lines = [f"module @{name} {{"]
     for key, pattern in weights.used.items():
-        type = tensor_type(_stacked(pattern), weights.element(pattern))
+        type = tensor_type(_stacked(pattern, key in weights.packed), weights.element(pattern))
         lines.append(
             f'  util.global private @"{key}" = #flow.parameter.named<"model"::"{key}"> : {type}'
         )
     text = "\n".join([*lines, *functions, "}", ""])
-    return Module(text, name, dict(weights.used), tuple(kept), element)
+    return Module(text, name, dict(weights.used), tuple(kept), element, weights.packed)
 
 
 def supported(program: Program) -> None:
@@ -77,9 +82,10 @@ def supported(program: Program) -> None:
         raise Unsupported(f"the MLIR backend takes one input of token numbers, not {names}")
 
 
-def _stacked(pattern: Pattern) -> list[Axis]:
-    sizes = [*(len(r) for r in pattern.ranges), *pattern.shape]
-    return [Axis(str(n), size) for n, size in enumerate(sizes)]
+def _stacked(pattern: Pattern, is_packed: bool) -> list[Axis]:
+    own = [Axis(n, size) for n, size in zip(pattern.dims, pattern.shape, strict=True)]
+    arrays = [Axis(f"@{n}", len(r)) for n, r in enumerate(pattern.ranges)]
+    return [*arrays, *(packed(own) if is_packed else own)]
 
 
 def _symbol(name: str) -> str:

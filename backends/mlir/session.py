@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.mlir.artifact import Kept
+from backends.pytorch.memory import require
+
+WIDTHS = {"f32": 4, "bf16": 2}
 
 Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -20,7 +24,8 @@ class Session:
 
     Args:
         module: the bytes of the .vmfb file.
-        parameters: the stacked weights by name, or the path of an .irpa archive of them.
+        parameters: the stacked weights by name, at multiples of 64 bytes (others are copied), or
+            the path of a safetensors file of them, which is mapped.
     """
 
     def __init__(
@@ -38,10 +43,11 @@ class Session:
         self._device = config.device
         index = runtime.ParameterIndex()
         if isinstance(parameters, Path):
-            index.load(str(parameters))
+            index.load(str(parameters), format="safetensors")
         else:
             for key, array in parameters.items():
                 index.add_buffer(key, array)
+        self.mapped = parameters if isinstance(parameters, Path) else None
         self._held = parameters  # the buffers are the module's memory
         instance = config.vm_instance
         weights = runtime.create_io_parameters_module(instance, index.create_provider("model"))
@@ -88,6 +94,11 @@ class Cache:
         runtime = session._runtime
         self.lengths = [0] * batch
         self.capacity = capacity
+        needed = sum(
+            prod(row.arrays) * batch * capacity * prod(row.own) * WIDTHS[row.element]
+            for row in session.caches
+        )
+        require(f"a cache of {batch} x {capacity} positions", needed, "cpu")
         types: dict[str, Any] = {"f32": np.float32, "bf16": _bfloat16()}
         self.arrays: list[Any] = [
             runtime.asdevicearray(

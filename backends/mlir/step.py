@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from backends.mlir.linalg import Linalg
 from backends.mlir.values import BATCH, Axis, Code, Element, Size, Value
@@ -11,17 +12,30 @@ from compiler.ir import Program
 from compiler.tensors import CachePattern, Pattern
 
 BLOCKS = "@blocks"  # all of an array of blocks
+LANES: Final = 16  # rows of a packed weight that lie side by side
+OUTER, INNER = "{}@outer", "{}@inner"  # what a packed axis is called as two
 Key = tuple[str, tuple[range, ...]]  # a pattern's path and ranges
 
 
 @dataclass
 class Weights:
     """The stacked weights that functions read: one tensor for each pattern, one axis for each
-    array on the way to it, so that a layer or an expert is a slice."""
+    array on the way to it, so that a layer or an expert is a slice.
+
+    A matrix that is nothing but a factor of products over its columns may be *packed*: LANES rows
+    lie side by side, [rows / LANES, columns, LANES], so that a product of many rows or of one reads
+    it from front to back, a vector at a time.
+
+    Attributes:
+        packed: which are.
+        loose: which cannot be, as something reads them in another way; found while lowering.
+    """
 
     patterns: dict[Key, Pattern]
     act: Element
+    packed: frozenset[str] = frozenset()
     used: dict[str, Pattern] = field(default_factory=dict)
+    loose: set[str] = field(default_factory=set)
 
     def element(self, pattern: Pattern) -> Element:
         return self.act if pattern.dtype == "act" else "f32"
@@ -30,6 +44,14 @@ class Weights:
 def key_of(pattern: Pattern | CachePattern) -> str:
     """What a stacked tensor is called: ``layers[1:4].attn.W_o`` is that of layers 1, 2 and 3."""
     return pattern.path.format(*(f"{r.start}:{r.stop}" for r in pattern.ranges))
+
+
+def packed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """The axes of a matrix as they lie when it is packed."""
+    rows, columns = axes
+    assert isinstance(rows.size, int)
+    outer = Axis(OUTER.format(rows.name), rows.size // LANES)
+    return outer, columns, Axis(INNER.format(rows.name), LANES)
 
 
 @dataclass
@@ -91,24 +113,28 @@ class Step:
         name = self.code.define(f"tensor.from_elements {whole} : tensor<i64>")
         return Value(name, (), "i64")
 
-    def tied(self, value: Value) -> Value:
-        """The same, with its dynamic sizes said again: IREE loses them in loops and branches."""
-        sizes = [axis.size for axis in value.axes if isinstance(axis.size, str)]
-        if not sizes:
-            return value
-        name = self.code.define(
-            f"flow.tensor.tie_shape {value.name} : {value.type}{{{', '.join(sizes)}}}"
-        )
-        return Value(name, value.axes, value.element)
+    def weight(
+        self,
+        path: str,
+        ranges: tuple[range, ...],
+        index: Sequence[Size | None],
+        factor: bool = False,
+    ) -> Value:
+        """A parameter, of the layer and the expert that ``index`` says.
 
-    def weight(self, path: str, ranges: tuple[range, ...], index: Sequence[Size | None]) -> Value:
-        """A parameter, of the layer and the expert that ``index`` says."""
+        Args:
+            factor: whether it is read as a factor of products over its columns alone.
+        """
         pattern = self.weights.patterns[path, ranges]
         key = key_of(pattern)
         self.weights.used[key] = pattern
+        if not factor:
+            self.weights.loose.add(key)
         element = self.weights.element(pattern)
         arrays = tuple(Axis(f"@{n}", len(r)) for n, r in enumerate(ranges))
         own = tuple(Axis(n, s) for n, s in zip(pattern.dims, pattern.shape, strict=True))
+        if key in self.weights.packed:
+            own = packed(own)
         loaded = self.ops.stored(key, Value("", (*arrays, *own), element))
         # None stands for all of an array, along an axis of its own.
         ranges_of: dict[str, tuple[Size, Size]] = {

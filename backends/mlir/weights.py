@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.mlir.artifact import Layout
+from backends.mlir.artifact import Layout, laid_out
 from backends.mlir.step import key_of
-from backends.pytorch.checkpoint import CheckpointError, Match, Source, match, open_checkpoint
+from backends.pytorch.checkpoint import CheckpointError, Match, Source
 from backends.pytorch.random_values import values
 from backends.pytorch.tensorfile import Reader, Stored, TensorFileError
 from compiler.manifest import Manifest, ManifestError
@@ -23,43 +22,48 @@ from compiler.tensors import Pattern, Tensor
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
-HELD = {"f32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
+HELD: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
 
 
-def stacked(
-    layout: Layout,
-    manifest: Manifest,
-    checkpoint: Path | None,
+def listed(layout: Layout, manifest: Manifest) -> dict[str, Pattern]:
+    """What the module reads, by the name of the stacked weight.
+
+    Raises:
+        ManifestError: the manifest does not list it, or has another shape.
+    """
+    known = {key_of(p): p for p in (row.pattern() for row in manifest.parameters)}
+    for key, row in layout.weights.items():
+        if key not in known:
+            raise ManifestError(f"the module reads '{key}', which the manifest does not list")
+        shape = laid_out(known[key], row.lanes)
+        if row.shape != shape:
+            raise ManifestError(
+                f"the module reads '{key}' as {list(row.shape)}, the manifest has {list(shape)}"
+            )
+    return {key: known[key] for key in layout.weights}
+
+
+def fill(
+    patterns: dict[str, Pattern],
+    arrays: dict[str, Array],
+    found: Match | None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Array]:
-    """Every weight of a module, by its name there.
+) -> None:
+    """Write every weight into its place.
 
     Args:
-        checkpoint: a Hugging Face checkpoint folder; without one, weights are random.
+        found: a checkpoint that fits; without one, weights are random.
         seed: of random weights.
         progress: called with bytes done and in all.
 
     Raises:
-        CheckpointError: the checkpoint does not fit; every tensor at fault is named.
-        ManifestError: the module reads what the manifest does not list.
+        CheckpointError: a file changed meanwhile.
     """
-    listed = {key_of(p): p for p in (row.pattern() for row in manifest.parameters)}
-    for key in layout.weights:
-        if key not in listed:
-            raise ManifestError(f"the module reads '{key}', which the manifest does not list")
-    patterns = {key: listed[key] for key in layout.weights}
-    found = None
-    if checkpoint is not None:
-        # All are matched, so that a checkpoint is judged as it is elsewhere.
-        opened = open_checkpoint(checkpoint)
-        found = match(opened, [row.pattern() for row in manifest.parameters], manifest.ignored)
-    arrays = {key: np.empty(row.shape, HELD[row.element]) for key, row in layout.weights.items()}
     if found is None:
         _draw(patterns, arrays, seed, progress)
     else:
         _read(found, patterns, arrays, progress)
-    return arrays
 
 
 def _places(pattern: Pattern, array: Array) -> list[tuple[Tensor, Array]]:
@@ -111,6 +115,9 @@ def _fill(source: Source, into: Array, reader: Reader, scales: Reader, found: Ma
     stored = source.stored
     same = stored.dtype == "F32" and into.dtype == np.float32
     same |= stored.dtype == "BF16" and into.dtype == np.uint16
+    if same and into.ndim > len(stored.shape):
+        into[...] = _laid(_bytes(stored, reader).view(into.dtype).reshape(stored.shape), into)
+        return
     if same and into.flags.c_contiguous:
         reader.read_bytes(stored, into.reshape(-1).data.cast("B"))
         return
@@ -146,6 +153,14 @@ def _widened(raw: NDArray[np.uint8], stored: Stored) -> NDArray[np.float32]:
     return np.asarray(wide, np.float32).reshape(stored.shape)
 
 
+def _laid(tensor: Array, into: Array) -> Array:
+    """A tensor as it lies in its place: packed, if that has an axis more."""
+    if tensor.ndim == into.ndim:
+        return tensor
+    rows, columns, lanes = into.shape
+    return tensor.reshape(rows, lanes, columns).swapaxes(1, 2)
+
+
 def _e4m3() -> NDArray[np.float32]:
     """What each byte of OCP's E4M3 stands for: no infinities, one NaN of either sign."""
     byte = np.arange(256)
@@ -157,7 +172,8 @@ def _e4m3() -> NDArray[np.float32]:
 
 
 def _store(wide: NDArray[np.float32], into: Array) -> None:
-    """In the module's type; to bfloat16 the nearest, ties to even."""
+    """In the module's type and layout; to bfloat16 the nearest, ties to even."""
+    wide = _laid(wide, into)
     if into.dtype == np.float32:
         into[...] = wide
         return

@@ -85,9 +85,7 @@ def generate(
         with torch.no_grad():
             logits = prefill(model, prompts, cache, prefill_chunk)
             for step in range(max_new_tokens):
-                new = sampling.choose(
-                    logits, active, step, temperature, top_p, seed, min_p
-                ).tolist()
+                new = model.choose(logits, active, step, temperature, top_p, seed, min_p).tolist()
                 ended = {s for s, t in zip(active, new, strict=True) if endings.add(s, t)}
                 if on_token:
                     told = torch.full((batch,), ENDED)
@@ -148,6 +146,9 @@ def _chunk(model: Model, batch: int, held: int, longest: int) -> int:
 
 def decode(model: Model, tokens: Sequence[int], slots: Sequence[int], cache: Cache) -> Tensor:
     """One token of each of some of a cache's sequences; returns logits [slots, vocab]."""
+    logits = model.replays.step(model, tokens, slots, cache)
+    if logits is not None:
+        return logits
     return _step(model, [[token] for token in tokens], slots, cache)
 
 

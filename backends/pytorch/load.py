@@ -49,6 +49,7 @@ def load(
     note: Callable[[str], None] | None = None,
     edited: bool = False,
     placements: Mapping[str, Sequence[int]] | None = None,
+    same: Mapping[str, Any] | None = None,
 ) -> Model:
     """Load a compiled model.
 
@@ -65,6 +66,7 @@ def load(
         edited: execute the directory's code even if it was changed since it was compiled.
         placements: of a deployment with redundant blocks, by the path of their array: the number of
             the block in each place, as ``dslc balance`` finds it.
+        same: what else must be the same on all ranks, by what it is called.
 
     A model that was compiled for a mesh is loaded by every rank at once, each with its part.
 
@@ -109,8 +111,9 @@ def load(
     emitted = _emitted(directory, files, kernels)
     mesh = None
     if manifest.mesh:
-        same = alike(directory, manifest, opened, seed=seed, dtype=str(run_dtype))
-        mesh = connect(emitted.MESH, manifest, same, place)
+        own = {"seed": seed, "dtype": str(run_dtype), "placement": placements and {**placements}}
+        all_alike = alike(directory, manifest, opened, **own, **(same or {}))
+        mesh = connect(emitted.MESH, manifest, all_alike, place)
         patterns, needed, found = own_part(manifest, mesh, placements or {}, unavailable, found)
     module = emitted.build("meta", run_dtype)  # no memory yet
     memory = Memory(module, place, run_dtype, plan, pieces)
@@ -135,10 +138,16 @@ def load(
     code = files[CODE].decode()
     if mesh is not None:
         shared = ShardedModel(module, manifest, memory.names, unavailable, notes, source, code)
+        shared.replays.enabled = False  # its ranks talk within a step
         shared.mesh, shared.bytes_read = mesh, bytes_read
         place_blocks(shared, placements or {})
+        shared.owns(patterns)
         return shared
     model = Model(module, manifest, memory.names, unavailable, notes, source, code)
+    if kernels is not None:
+        from backends.triton.sampler import sampler_of
+
+        model.choose = sampler_of(kernels, json.loads(files[KERNELS])) or model.choose
     return model.ahead(decoder, products)
 
 

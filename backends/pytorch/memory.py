@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from compiler.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 MOST_ON_THE_HEAP = 32 << 20  # what glibc allows
@@ -17,8 +19,8 @@ class MemoryNeeded(UserError):
     """Something does not fit; the message says what, and both numbers."""
 
 
-def require(what: str, needed: int, device: torch.device) -> None:
-    """Compare bytes needed with bytes available.
+def require(what: str, needed: int, device: torch.device | str) -> None:
+    """Compare bytes needed with bytes available. Of the "cpu", by its name, it needs no torch.
 
     Raises:
         MemoryNeeded: the device has less.
@@ -46,13 +48,16 @@ def keep_freed() -> bool:
     return bool(mallopt(trim, (1 << 31) - 1)) and bool(mallopt(mmap, MOST_ON_THE_HEAP))
 
 
-def available(device: torch.device) -> int | None:
+def available(device: torch.device | str) -> int | None:
     """Bytes that can be allocated on a device; None where the system does not say."""
-    if device.type == "cuda":
+    kind = device if isinstance(device, str) else device.type
+    if kind == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + cached
-    if device.type != "cpu":
+    if kind != "cpu":
         return None
     limits = [n for n in (_meminfo("MemAvailable"), _control_group()) if n is not None]
     return min(limits, default=None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,9 +28,11 @@ from backends.pytorch.memory import require
 from backends.pytorch.names import attribute_path
 from backends.pytorch.places import located
 from backends.pytorch.problems import listing, message, told
+from backends.pytorch.replay import Replays
 from backends.pytorch.runtime import Cache, Step
 from backends.pytorch.runtime.fp8 import CodedWeight, moved_codes
 from backends.pytorch.runtime.paged import PagedCache
+from backends.pytorch.sampling import choose
 from compiler.errors import UserError
 from compiler.manifest import EntryRow, Manifest
 
@@ -81,6 +84,8 @@ class Model(nn.Module):
         self._source = source
         self._decoder: Decoder | None = None
         self._products: FewRows | None = None
+        self.replays = Replays()
+        self.choose: Callable[..., Tensor] = choose  # the next tokens, from logits
         self.register_state_dict_post_hook(_rename_to_checkpoint)
 
     def ahead(self, decoder: Decoder | None, products: FewRows | None) -> Model:
@@ -324,6 +329,7 @@ class Model(nn.Module):
 
     def _apply(self, *arguments: Any, **options: Any) -> Any:
         self._decoder = None  # it has the weights that there were
+        self.replays.forget()
         (change, *_) = arguments
         coded = moved_codes(self.module, change)
         for module in self.module.modules():
@@ -354,9 +360,16 @@ class Model(nn.Module):
         if not assign and any(isinstance(w, KEPT_AS_CODES) for w in self.module.parameters()):
             raise InputError("weights that are kept in FP8 cannot be replaced: pass assign=True")
         self._decoder = None if assign else self._decoder
+        self.replays.forget()
         known = {ours[name]: tensor for name, tensor in state_dict.items() if name in mine}
         self.module.load_state_dict(known, strict=False, assign=assign)
         return IncompatibleKeys(missing, unexpected)
+
+    def save(self, folder: str | Path, checkpoint: str | Path | None = None) -> None:
+        """Write the weights as a Hugging Face checkpoint: ``backends.pytorch.saving.save``."""
+        from backends.pytorch.saving import save
+
+        save(self, folder, checkpoint)
 
     # -- what callers ask for ---------------------------------------------------------------------
 

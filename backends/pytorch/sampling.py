@@ -12,6 +12,22 @@ from backends.pytorch.asked import check_sampling as check
 __all__ = ["check", "choose", "uniform"]
 
 
+def refuse_nan(nan: torch.Tensor, rows: Sequence[int], step: int) -> None:
+    """
+    Args:
+        nan: bool [sequences]: whose logits hold NaN.
+
+    Raises:
+        InputError: those of a sequence do.
+    """
+    if nan.any():
+        bad = [row for row, one in zip(rows, nan.tolist(), strict=True) if one]
+        raise InputError(
+            f"the logits of sequence {bad[0]} are NaN after {step} new tokens: the weights hold "
+            "what is no number, or the dtype is too narrow for them"
+        )
+
+
 def choose(
     logits: torch.Tensor,
     rows: Sequence[int],
@@ -41,12 +57,7 @@ def choose(
     Raises:
         InputError: logits are NaN, of which no token is the likeliest.
     """
-    if logits.amax(-1).isnan().any():
-        bad = [row for row, nan in zip(rows, logits.isnan().any(-1).tolist(), strict=True) if nan]
-        raise InputError(
-            f"the logits of sequence {bad[0]} are NaN after {step} new tokens: the weights hold "
-            "what is no number, or the dtype is too narrow for them"
-        )
+    refuse_nan(logits.amax(-1).isnan(), rows, step)
     if temperature == 0:
         return logits.argmax(-1)
     # f64, so that the sum of a large vocabulary's probabilities is exact enough to draw from.

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from backends.pytorch.checkpoint import Match, Source
 from backends.pytorch.inputs import InputError
-from backends.pytorch.model import Model
+from backends.pytorch.model import KEPT_AS_CODES, IncompatibleKeys, Model
+from backends.pytorch.names import attribute_path
+from backends.pytorch.problems import message, told
 from backends.pytorch.runtime import Cache, Mesh, Step
 from backends.pytorch.runtime.routing import Placement
-from backends.pytorch.slices import PlacementError, own
+from backends.pytorch.slices import PlacementError, own, part_of
 from compiler.manifest import Manifest
+from compiler.shards import OwnTensor
 from compiler.tensors import Pattern
 
 
@@ -113,11 +116,65 @@ class ShardedModel(Model):
     def new_cache(self, batch: int, capacity: int | None = None) -> Cache:
         return ShardedCache(batch, capacity, _own(batch, self.mesh, self.manifest.batch))
 
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        raise InputError(
-            "a model over several ranks reads its weights from a checkpoint: dslc.load(directory, "
-            "checkpoint)"
-        )
+    # -- weights ----------------------------------------------------------------------------------
+
+    def owns(self, patterns: Sequence[Pattern]) -> None:
+        """Tell which parts of stored tensors this rank has."""
+        self._patterns = list(patterns)
+        self.register_state_dict_post_hook(_as_parts)
+
+    def own_tensors(self) -> dict[str, OwnTensor]:
+        """By the attribute path of each parameter and state that is there."""
+        tensors = (t for pattern in self._patterns for t in pattern.tensors())
+        found = {attribute_path(t.path): t for t in tensors if isinstance(t, OwnTensor)}
+        return {path: t for path, t in found.items() if path in self._names}
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Replace this rank's weights.
+
+        Args:
+            state_dict: by the checkpoint's names, this rank's parts, as its own ``state_dict`` has
+                them, or whole tensors, of which it takes its part; others' are passed over.
+        """
+        own = self.own_tensors()
+        mine = {tensor.name for tensor in own.values()}
+        all_ranks = {t.name for row in self.manifest.parameters for t in row.pattern().tensors()}
+        missing = sorted(mine - state_dict.keys())
+        unexpected = sorted(state_dict.keys() - all_ranks)
+        taken, wrong = dict[str, Tensor](), list[tuple[str, str]]()
+        for path, tensor in own.items():
+            given = state_dict.get(tensor.name)
+            if given is None:
+                continue
+            given = given.to_local() if hasattr(given, "to_local") else given
+            if given.shape not in (tensor.shape, tensor.stored_shape):
+                shapes = f"{list(tensor.stored_shape)}, or of this rank {list(tensor.shape)}"
+                wrong.append((tensor.name, f"expected {shapes}; found {list(given.shape)}"))
+            elif given.shape == tensor.shape:
+                taken[path] = given
+            else:
+                taken[path] = part_of(given, tensor)
+        if strict:
+            wrong += [(name, "missing") for name in missing]
+            wrong += [(name, "not one of the model's") for name in unexpected]
+        if wrong:
+            raise InputError(message("the state dict does not fit:", told(wrong)))
+        if not assign and any(isinstance(w, KEPT_AS_CODES) for w in self.module.parameters()):
+            raise InputError("weights that are kept in FP8 cannot be replaced: pass assign=True")
+        self.module.load_state_dict(taken, strict=False, assign=assign)
+        return IncompatibleKeys(missing, unexpected)
+
+
+def _as_parts(model: ShardedModel, state_dict: dict[str, Any], prefix: str, _: object) -> None:
+    """What is divided says so: ``torch.distributed.checkpoint`` would take it for whole."""
+    from backends.pytorch.saving import Part
+
+    for tensor in model.own_tensors().values():
+        name = prefix + tensor.name
+        if name in state_dict and not tensor.is_whole:
+            state_dict[name] = Part(state_dict[name], tensor)
 
 
 def _owner(number: int, among: int, ways: int) -> int:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, fields
 from itertools import product
 from math import prod
 
+import torch
+
 from backends.pytorch.runtime import Mesh
 from compiler.errors import UserError
 from compiler.manifest import ArrayRow, DimRow, Manifest, ParameterRow
-from compiler.shards import OwnTensor, Runs, runs
+from compiler.shards import OwnTensor, Runs, numbers, runs
 from compiler.tensors import Pattern, Tensor
 
 
@@ -109,6 +111,15 @@ def own_places(mesh: Mesh, dealt: ArrayRow, blocks: int) -> range:
 def own_runs(mesh: Mesh, dim: DimRow) -> Runs:
     """Which stretches of a stored dim this rank has."""
     return runs(dim, lambda axes: (mesh.index(*axes), mesh.ways(*axes)))
+
+
+def part_of(whole: torch.Tensor, own: OwnTensor) -> torch.Tensor:
+    """A rank's part of a tensor that is there as a whole."""
+    for axis, stretches in enumerate(own.runs):
+        if sum(end - begin for begin, end in stretches) != whole.shape[axis]:
+            index = torch.tensor(list(numbers(stretches)), device=whole.device)
+            whole = whole.index_select(axis, index)
+    return whole
 
 
 def _names(pattern: Pattern) -> Callable[[Sequence[int]], str]:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,6 +40,7 @@ class Binary:
         products: how often each instruction that multiplies matrices occurs: HGMMA, QGMMA, ...
         seconds: of a core, to compile it.
         cached: it was found, not compiled.
+        replaces: the configuration that was wanted, where it did not fit the GPU; because: why.
     """
 
     kernel: Kernel
@@ -54,6 +55,8 @@ class Binary:
     products: Mapping[str, int]
     seconds: float
     cached: bool
+    replaces: Config | None = None
+    because: str = ""
 
     @property
     def warpgroup(self) -> bool:
@@ -78,6 +81,29 @@ def compile_ahead(
     Raises:
         UserError: Triton is not installed, or cannot compile one of them; the message names it.
     """
+    found = []
+    for one in try_ahead(wanted, target, progress, processes, patient=False):
+        if isinstance(one, UserError):
+            raise one
+        found.append(one)
+    return found
+
+
+def try_ahead(
+    wanted: Iterable[tuple[Kernel, Config]],
+    target: Target,
+    progress: Callable[[str], None] = lambda _: None,
+    processes: int | None = None,
+    patient: bool = True,
+) -> list[Binary | UserError]:
+    """The same, with what cannot be compiled as the message in its place.
+
+    Args:
+        patient: go on after the first of these; without, what was not tried has its message too.
+
+    Raises:
+        UserError: Triton is not installed.
+    """
     triton = triton_version()
     jobs = list(wanted)
     keys = [_key(kernel, config, target, triton) for kernel, config in jobs]
@@ -85,8 +111,13 @@ def compile_ahead(
     found = {key: kept for key in keys if (kept := _kept(folder / key)) is not None}
     before = set(found)
     missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in found}
+    problems: dict[str, UserError] = {}
     if missing:
-        found |= _compile_missing(missing, target, folder, progress, processes or _cores())
+        compiling = _Compiling(missing, target, folder, progress, patient)
+        compiling.run(processes or _cores())
+        found |= compiling.done
+        problems = compiling.problems
+    first = next(iter(problems.values()), None)
     return [
         Binary(
             kernel=kernel,
@@ -97,6 +128,8 @@ def compile_ahead(
             cached=key in before,
             **found[key],
         )
+        if key in found
+        else problems.get(key) or _present(first)
         for key, (kernel, config) in zip(keys, jobs, strict=True)
     ]
 
@@ -153,47 +186,61 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _compile_missing(
-    missing: Mapping[str, tuple[Kernel, Config]],
-    target: Target,
-    folder: Path,
-    progress: Callable[[str], None],
-    processes: int,
-) -> dict[str, dict[str, Any]]:
-    """Compile what is missing, and keep it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    todo: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for key in missing:
-        todo.put(key)
-    done: dict[str, dict[str, Any]] = {}
-    problems: list[UserError] = []
-    lock = threading.Lock()
+def _present(problem: UserError | None) -> UserError:
+    assert problem is not None, "what is missing was compiled, or was not for a reason"
+    return problem
 
-    def serve() -> None:
+
+@dataclass
+class _Compiling:
+    """Compiles what is missing, and keeps it.
+
+    Attributes:
+        done: what each was found to take; problems: why others cannot be compiled.
+    """
+
+    missing: Mapping[str, tuple[Kernel, Config]]
+    target: Target
+    folder: Path
+    progress: Callable[[str], None]
+    patient: bool
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: dict[str, UserError] = field(default_factory=dict)
+
+    def run(self, processes: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        todo: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for key in self.missing:
+            todo.put(key)
+        lock = threading.Lock()
+        threads = [
+            threading.Thread(target=self._serve, args=(todo, lock))
+            for _ in range(min(processes, len(self.missing)))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _serve(self, todo: queue.SimpleQueue[str], lock: threading.Lock) -> None:
         with _Worker() as worker:
-            while not problems:
+            while self.patient or not self.problems:
                 try:
                     key = todo.get_nowait()
                 except queue.Empty:
                     return
-                kernel, config = missing[key]
+                kernel, config = self.missing[key]
                 try:
-                    about = _compile_one(worker, kernel, config, target, folder, key)
+                    about = _compile_one(worker, kernel, config, self.target, self.folder, key)
                 except UserError as problem:
-                    problems.append(problem)
-                    return
+                    self.problems[key] = problem
+                    if worker.dead:
+                        worker.start()
+                    continue
                 with lock:
-                    done[key] = about
-                    progress(f"{target.name} kernels, {len(done)} of {len(missing)}: {kernel.name}")
-
-    threads = [threading.Thread(target=serve) for _ in range(min(processes, len(missing)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if problems:
-        raise problems[0]
-    return done
+                    self.done[key] = about
+                    of = f"{len(self.done)} of {len(self.missing)}"
+                    self.progress(f"{self.target.name} kernels, {of}: {kernel.name}")
 
 
 def _compile_one(
@@ -223,6 +270,14 @@ class _Worker:
     """A process that compiles one kernel after another."""
 
     def __enter__(self) -> _Worker:
+        self.start()
+        return self
+
+    @property
+    def dead(self) -> bool:
+        return self.process.poll() is not None
+
+    def start(self) -> None:
         # -P: the worker's folder is not searched for modules.
         self.process = subprocess.Popen(
             [sys.executable, "-P", str(WORKER)],
@@ -234,7 +289,6 @@ class _Worker:
         self.said: list[str] = []
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
-        return self
 
     def _listen(self) -> None:
         assert self.process.stderr is not None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from backends.pytorch.emit import emit
 from backends.triton import tuning
-from backends.triton.ahead import Binary, compile_ahead, triton_version
+from backends.triton.ahead import Binary, triton_version
+from backends.triton.fit import adopted, fitting
 from backends.triton.kernel import Operator
+from backends.triton.patterns.tokens import samplers
 from backends.triton.select import Fallback, Selection
 from backends.triton.targets import TARGETS, Target
 from backends.triton.write import kernels_text
@@ -25,17 +27,21 @@ class Generated:
     """What is written for a GPU.
 
     Attributes:
+        about: the docstring of ``kernels.py``.
         model, kernels: the texts of ``model.py`` and ``kernels.py``.
         operators: the functions of ``kernels.py``.
         fallbacks: what torch computes.
+        sampling: of the operators, those that choose tokens: ``greedy``, ``drawn``.
     """
 
     target: Target
     dtype: str
+    about: str
     model: str
     kernels: str
     operators: tuple[Operator, ...]
     fallbacks: tuple[Fallback, ...]
+    sampling: Mapping[str, str] = field(default_factory=dict)
 
 
 def generate(program: Program, target: Target, dtype: str) -> Generated:
@@ -51,16 +57,21 @@ def generate(program: Program, target: Target, dtype: str) -> Generated:
     _refuse_formats(program, target)
     selection = Selection(target, dtype)
     model = emit(program, selection)
+    choosing = samplers(program, target, dtype)
+    for operator in choosing.values():
+        selection.use(operator)
     table = tuning.find(target)
     operators = tuple(table.apply(op) if table else op for op in selection.operators.values())
     about = f"The kernels of {program.name} for {target.name}, activations {dtype}."
     return Generated(
         target,
         dtype,
+        about,
         model,
         kernels_text(operators, about),
         operators,
         tuple(selection.fallbacks),
+        {name: operator.name for name, operator in choosing.items()},
     )
 
 
@@ -83,19 +94,21 @@ def _refuse_formats(program: Program, target: Target) -> None:
 
 
 def binaries(generated: Generated, progress: Callable[[str], None]) -> list[Binary]:
-    """Every kernel in every configuration that its launcher may pick, compiled.
+    """Every kernel in every configuration that its launcher may pick, compiled; where one does not
+    fit the GPU, the next that does.
 
     Raises:
         UserError: Triton is missing, or cannot compile one; the message names it.
     """
     kernels = {k.name: k for operator in generated.operators for k in operator.kernels}
     wanted = {(k.name, c.text()): (k, c) for k in kernels.values() for c in k.configs}
-    return compile_ahead(wanted.values(), generated.target, progress)
+    return fitting(wanted.values(), generated.target, progress)
 
 
 def files(generated: Generated, compiled: list[Binary]) -> dict[str, bytes]:
     """The compiled directory's files: texts, binaries, and the index that ``binaries.py`` reads."""
-    out = {CODE: generated.kernels.encode()}
+    operators = [adopted(operator, compiled) for operator in generated.operators]
+    out = {CODE: kernels_text(operators, generated.about).encode()}
     rows = []
     numbers: dict[str, int] = {}
     for binary in compiled:
@@ -122,6 +135,7 @@ def files(generated: Generated, compiled: list[Binary]) -> dict[str, bytes]:
         "target": generated.target.name,
         "dtype": generated.dtype,
         "triton": triton_version(),
+        "sampling": dict(generated.sampling),
         "kernels": rows,
     }
     out[INDEX] = (json.dumps(index, indent=1) + "\n").encode()

@@ -107,14 +107,21 @@ class Traffic:
 
     Attributes:
         bytes: read from and written to memory with the tiling that is used.
-        bound: what any implementation has to move: each operand once, each result once. Of a
-            product that tensor cores bound: what memory could move while they are at work.
+        least: what any implementation has to move: each operand once, each result once.
         flops: of tensor cores, or of arithmetic where there is no product.
+        meanwhile: of a product, what memory could move while tensor cores are at work.
     """
 
     bytes: float
-    bound: float
+    least: float
     flops: float
+    meanwhile: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        """Bytes that take no longer than the call has to: those it must move, or, where tensor
+        cores take longer than these, as many as memory can move in that time."""
+        return max(self.least, self.meanwhile)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
 from backends.triton.kernel import Operator
-from backends.triton.patterns import coded, experts, histories, norms, pointwise, products, routing
+from backends.triton.patterns import (
+    coded,
+    experts,
+    histories,
+    norms,
+    pointwise,
+    products,
+    residual,
+    rotary,
+    routing,
+)
 from backends.triton.patterns.context import Context, Experts
 from backends.triton.targets import Target
 from compiler.ir import Graph, Node, Program
@@ -22,10 +32,12 @@ PATTERNS: tuple[Callable[[Context, Node], Group | None], ...] = (
     histories.select_rows,
     experts.routed,
     routing.router,
+    residual.after_sum,
     norms.norm,
     coded.product,
     coded.quantize,
     products.product,
+    rotary.rotary,
     pointwise.pointwise,
 )
 

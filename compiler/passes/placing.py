@@ -55,9 +55,12 @@ class Operands:
 
 
 def like(old: Dim, other: Dim) -> Dim:
-    """A dim divided as another one is, part by part."""
+    """A dim divided as another one is, part by part. What one product is called by another name is
+    divided as its outermost part: the parts are contiguous too."""
     if other.axes:
         return divided(old, other.axes)
+    if not old.parts and other.form == "product" and not axes_of(other.parts[1:]):
+        return divided(old, axes_of(other.parts[:1])) if other.parts[0].axes else old
     if not other.parts or len(old.parts) != len(other.parts):
         return old
     parts = [like(o, n) for o, n in zip(old.parts, other.parts, strict=True)]

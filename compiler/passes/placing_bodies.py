@@ -8,10 +8,12 @@ from dataclasses import replace
 from compiler.collectives import divided
 from compiler.ir import ROWS, Dim, Graph, Node, Type
 from compiler.passes.placing import (
+    NotBuilt,
     Operands,
     Placed,
     Placer,
     attributes,
+    axes_of,
     communicates,
     is_divided,
     like,
@@ -55,11 +57,20 @@ def _as(own: Dim, other: Dim | None) -> Dim:
 
 
 def _pairs(node: Node, types: Iterable[Type], gives: Type, outer: Iterable[Type]) -> Names:
-    """The pairs of names as they are now."""
-    inner = {_plain(d): d.name for t in [*types, gives] for d in t.dims}
-    names = {_plain(d): d.name for t in outer for d in t.dims}
+    """The pairs of names as they are now. A dim that comes divided and is given back whole has two,
+    inside and outside."""
+    inner: dict[str, dict[Dim, None]] = {}
+    for dim in (d for t in [*types, gives] for d in t.dims):
+        inner.setdefault(_plain(dim), {})[dim] = None
+    names = {(_plain(d), axes_of([d])): d.name for t in outer for d in t.dims}
     old: Pairs = dict(node.attrs.get("dims", ()))
-    return tuple((inner.get(b, b), names.get(c, c)) for b, c in old.items())
+    found = dict[tuple[str, str], None]()
+    for body, caller in old.items():
+        if body not in inner:
+            found[body, caller] = None
+        for dim in inner.get(body, ()):
+            found[dim.name, names.get((caller, axes_of([dim])), caller)] = None
+    return tuple(found)
 
 
 def _given_back(old: Type, gives: Type, pairs: Pairs) -> Type:
@@ -93,7 +104,9 @@ def chain(placer: Placer, node: Node) -> Placed:
     is whole."""
     given = placer.all_summed(placer.unified(node))
     index: Dim = node.attrs["index"]
-    module = placer.sharder.use(placer.module, str(node.attrs["child"]), index)[0]
+    module, use = placer.sharder.use(placer.module, str(node.attrs["child"]), index)
+    if use.axes:
+        raise _in_turn(placer, node, use)
     graph = placer.sharder.program.bodies[node.attrs["body"]]
     pairs = dict(node.attrs.get("dims", ()))
     types = _inner(graph, given.values, pairs)
@@ -107,6 +120,19 @@ def chain(placer: Placer, node: Node) -> Placed:
     outer = [v.type for v in given.values]
     attrs["dims"] = _pairs(node, types, gives.type, outer)
     return placer.emit(node, given.names, given.values[0].type, attrs=attrs)
+
+
+def _in_turn(placer: Placer, node: Node, use: PlacedUse) -> NotBuilt:
+    deployment = placer.sharder.program.deployment
+    rules = deployment.shard if deployment is not None else ()
+    found = [
+        r for r in rules if r.axes == use.axes and r.target.kind in ("index", "array", "extent")
+    ]
+    found.sort(key=lambda r: r.target.name not in (use.name, node.attrs["index"].name))
+    message = (
+        f"the blocks of '{use.name}' run one after the other: stages place them, no shard rule"
+    )
+    return NotBuilt(f"{found[0].span if found else node.span}: {message}")
 
 
 def branch(placer: Placer, node: Node) -> Placed:
@@ -288,8 +314,16 @@ def _sent(
     applied = add("apply", f"{node.name}.out", [routed.name, *taken], type, **attrs)
     inputs = [routed.name, pick.name, gate.name, applied.name]
     type = replace(node.type, dims=tuple(back.values()))
-    placed = placer.emit(node, inputs, type, op="combine", attrs={"picks": node.attrs["picks"]})
-    return replace(placed, partial=(*gives.partial, *left))
+    partial = (*gives.partial, *left)
+    # Sums are in the gate's type; what the composite rounds to is another node.
+    summed = "f32" if "f32" in (gate.type.dtype, gives.type.dtype) else type.dtype
+    if summed == type.dtype:
+        placed = placer.emit(node, inputs, type, op="combine", attrs={"picks": node.attrs["picks"]})
+        return replace(placed, partial=partial)
+    wide = replace(type, dtype=summed)
+    total = add("combine", f"{node.name}.sum", inputs, wide, picks=node.attrs["picks"])
+    placed = placer.emit(node, [total.name], type, op="cast", attrs={})
+    return replace(placed, partial=partial)
 
 
 def _per_node(placer: Placer, use: PlacedUse, sent: tuple[str, ...]) -> int:
@@ -303,7 +337,7 @@ def _per_node(placer: Placer, use: PlacedUse, sent: tuple[str, ...]) -> int:
     if mesh.stride(sent[0]) != 1 or per_node < 2 or ranks % per_node or ranks == per_node:
         return 0
     groups_match = use.groups > 1 and use.groups % (ranks // per_node) == 0
-    return per_node if groups_match and not use.redundant else 0
+    return per_node if groups_match else 0
 
 
 RULES: dict[str, Rule] = {

@@ -125,7 +125,8 @@ def zb1p(ranks: int, micro_batches: int) -> list[list[Turn]]:
 
 def dualpipe(ranks: int, micro_batches: int) -> list[list[Turn]]:
     """DualPipe: micro-batches enter at both ends, half of them at each; where a rank has one of
-    either direction, a forward and a backward chunk run as a pair.
+    either direction, a forward and a backward chunk run as a pair. (The authors' code runs the
+    first pair of the ranks in the middle one after the other, which the formula does not.)
 
     Args:
         ranks: even.
@@ -178,12 +179,8 @@ class _Dual:
             self.run("I", 1)
             self.weight()
             self.run("F", 1)
-        for i in range(self.each - self.ranks + self.depth + 1):
-            if i == 0 and away == 0:  # in the middle both sides' first chunks arrive together
-                self.run("F", 0)
-                self.run("B", 1)
-            else:
-                self.pair(0, 1)
+        for _ in range(self.each - self.ranks + self.depth + 1):
+            self.pair(0, 1)
             self.pair(1, 0)
         for _ in range(away):
             self.run("B", 1)
@@ -255,14 +252,14 @@ def simulate(
             done = finished.get(("B", chunk.direction, chunk.number, at + 1))
         return None if done is None else done + send
 
+    alone = [
+        {"F": t.forward, "B": t.backward, "I": t.inputs, "W": t.weight} for t in times
+    ]  # by stage and kind
+
     def duration(rank: int, turn: Turn) -> float:
-        own = [times[stage(rank, chunk)] for chunk in turn]
         if len(turn) > 1 and pair is not None:
             return pair(stage(rank, turn[0]), stage(rank, turn[1]))
-        by_kind = {"F": "forward", "B": "backward", "I": "inputs", "W": "weight"}
-        return sum(
-            float(getattr(t, by_kind[chunk.kind])) for t, chunk in zip(own, turn, strict=True)
-        )
+        return sum(alone[stage(rank, chunk)][chunk.kind] for chunk in turn)
 
     moved = True
     while moved:

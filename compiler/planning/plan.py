@@ -180,6 +180,7 @@ def _lanes(schedule: Schedule) -> dict[str, float]:
         "sequential_seconds": schedule.sequential,
         "overlapped_seconds": schedule.total,
         "bound_seconds": schedule.bound,
+        "least_seconds": schedule.least,
         "hidden_fraction": schedule.hidden,
     }
 

@@ -75,6 +75,8 @@ class Spread:
         other_nodes: nodes but its own; ``other_ranks``: ranks but its own.
         picks_out: picks that are on another node, each sent by itself.
         picks_up: picks that are on another rank of its own node.
+        forwarded: where a copy goes to each node once and on from there to the ranks that want it:
+            copies that go on inside a node, all nodes together.
     """
 
     ranks: float
@@ -83,19 +85,24 @@ class Spread:
     other_nodes: float
     picks_out: float
     picks_up: float
+    forwarded: float
 
 
-def spread(router: Router, nodes: Sequence[int]) -> Spread:
+def spread(
+    router: Router, nodes: Sequence[int], runs: Sequence[Iterable[int]] | None = None
+) -> Spread:
     """How a token's copies spread over ranks that the blocks are dealt out to.
 
     Args:
-        nodes: of each rank, in the order in which they hold contiguous equal runs of blocks, the
-            node that it stands in. A sender is any of these ranks, all alike often.
+        nodes: of each rank, the node that it stands in; as many ranks in each. A sender is any of
+            these ranks, all alike often.
+        runs: the blocks that each rank holds; contiguous equal runs in order, unless given.
     """
-    each, rest = divmod(router.blocks, len(nodes))
-    if rest:
-        raise ValueError(f"{router.blocks} blocks on {len(nodes)} ranks")
-    runs = [range(i * each, (i + 1) * each) for i in range(len(nodes))]
+    if runs is None:
+        each, rest = divmod(router.blocks, len(nodes))
+        if rest:
+            raise ValueError(f"{router.blocks} blocks on {len(nodes)} ranks")
+        runs = [range(i * each, (i + 1) * each) for i in range(len(nodes))]
     in_node: dict[int, list[int]] = {}
     for rank, node in enumerate(nodes):
         in_node.setdefault(node, []).append(rank)
@@ -110,6 +117,7 @@ def spread(router: Router, nodes: Sequence[int]) -> Spread:
     own_node = sum((to_node[node] for node in nodes), Fraction(0)) * count
     share_own_node = sum(len(ranks) ** 2 for ranks in in_node.values()) / total**2
     picks_out = router.picks * (1 - share_own_node)
+    enters = Fraction(len(in_node), total)  # the rank of a node that a copy comes to
     return Spread(
         float(all_ranks),
         float(all_nodes),
@@ -117,4 +125,5 @@ def spread(router: Router, nodes: Sequence[int]) -> Spread:
         float(all_nodes - own_node),
         picks_out,
         router.picks * (share_own_node - 1 / total),
+        float(all_ranks * (1 - enters)),
     )

@@ -37,6 +37,11 @@ class Segment:
     def flops(self) -> float:
         return sum(k.flops for k in self.kernels)
 
+    @property
+    def aside(self) -> bool:
+        """Does it only copy what the backward pass reads? The next layer does not wait for it."""
+        return all(k.kept for k in self.kernels)
+
 
 Layer = list[Segment]
 PIECES = 4
@@ -122,8 +127,9 @@ def forward(layers: Sequence[Layer], tag: str = "", split: bool = True) -> list[
                 tasks.append(Task(name, segment.stream, piece.forward, needs))
                 needs = (len(tasks) - 1,)
             ends.append(len(tasks) - 1)
-        read = {need for segment in layer for need in segment.needs}
-        last = tuple(end for n, end in enumerate(ends) if n not in read)
+        done = {need for segment in layer for need in segment.needs}
+        done |= {n for n, segment in enumerate(layer) if segment.aside}
+        last = tuple(end for n, end in enumerate(ends) if n not in done)
     return tasks
 
 

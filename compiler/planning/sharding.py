@@ -43,6 +43,7 @@ class Sharding:
         load = deployment.train or deployment.serve
         self.imbalance = load.imbalance if load is not None else 1.0
         self.splits: list[tuple[str, str, int, tuple[str, ...]]] = []
+        self.products: list[tuple[str, str, tuple[str, ...]]] = []  # names of products they begin
         for rule in deployment.shard:
             if rule.target.kind in ("time", "history") and rule.axes:
                 raise UserError(
@@ -51,6 +52,13 @@ class Sharding:
                 )
             if rule.target.kind in ("index", "extent"):
                 self.splits += [(s.block, s.name, s.extent, rule.axes) for s in rule.splits]
+                named = {(s.block, s.name) for s in rule.splits}
+                own = {s.block for s in rule.splits}
+                self.products += [
+                    (block, name, rule.axes)
+                    for block, name, _ in rule.reaches
+                    if block in own and (block, name) not in named
+                ]
         self._seen: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
 
     def array(self, place: Place, child: str, extent: int) -> Placed:
@@ -82,6 +90,9 @@ class Sharding:
         an index has its extent (names may differ there)."""
         if dim.kind != "plain":
             return
+        for block, name, axes in self.products:
+            if place.module.block == block and dim.name == name:
+                yield axes
         size = program.size(dim)
         above = [self.blocks.get(outer, "") for outer in _above(place)]
         for block, name, extent, axes in self.splits:

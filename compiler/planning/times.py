@@ -128,10 +128,7 @@ class Times:
         tokens = self.tokens * self.sharding.imbalance
         if self.direct:
             return Sent(tokens * where.picks_out * row, tokens * where.picks_up * row)
-        in_node = len(nodes) / len(set(nodes))
-        # of a rank in the sender's place nothing is forwarded: it arrives there
-        inside = where.ranks * (in_node - 1) / in_node
-        return Sent(tokens * where.other_nodes * row, tokens * inside * row)
+        return Sent(tokens * where.other_nodes * row, tokens * where.forwarded * row)
 
     def _width(self, kernel: Kernel, backward: bool) -> float:
         """Bytes of an element in flight: dispatch carries what the blocks' products read, combine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 
 from compiler.errors import UserError
 from compiler.planning import pipeline, streams
@@ -16,7 +17,7 @@ from compiler.planning.rates import Rates
 from compiler.planning.segments import Layer, backward, forward, together
 from compiler.planning.streams import Schedule, Task
 from compiler.planning.times import Sent, Times
-from dsl.deploy import Stage, Train
+from dsl.deploy import Stage, Stages, Train
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,8 @@ class Training:
         self.model = Model(subject, list(dict.fromkeys(entries)), load)
         self.stages = self._stages()
         ranks = deployment.mesh.sizes[deployment.stages.axis] if deployment.stages else 1
-        if len(self.stages) != ranks:
-            raise UserError(
-                f"deployment '{deployment.name}' has {len(self.stages)} stages on {ranks} ranks;"
-                " interleaved stages are not planned yet"
-            )
+        if deployment.stages is not None and len(self.stages) != ranks:
+            raise UserError(_interleaved(deployment.stages, ranks))
         self.ranks = ranks
 
     # -- stages ----------------------------------------------------------------------------------
@@ -129,17 +127,36 @@ class Training:
     def _made(self, times: Times, measured: Measured | None) -> list[_Stage]:
         layers = self.model.layers(times, True, measured)
         out = []
-        for stage in self.stages:
+        for stage, held in zip(self.stages, self._parameters, strict=True):
             own: list[Layer] = []
-            saved, held = 0.0, dict[tuple[str, int | None], Held]()
+            saved = 0.0
             for number, numbers in stage:
                 count = max(1, len(numbers))
                 own += [layers[number]] * count
                 saved += self.model.blocks[number].saved * count
-                for one in self.model.held(number, numbers):
-                    held[one.path, one.layer] = one
-            out.append(_Stage(own, saved, list(held.values())))
+            out.append(_Stage(own, saved, held))
         return out
+
+    @cached_property
+    def _parameters(self) -> list[list[Held]]:
+        """Of each stage, the parameters that a rank holds."""
+        out = []
+        for stage in self.stages:
+            held = {(h.path, h.layer): h for part in stage for h in self.model.held(*part)}
+            out.append(list(held.values()))
+        return out
+
+    @cached_property
+    def _turns(self) -> list[list[pipeline.Turn]]:
+        count = self.subject.deployment.micro_batches
+        assert count is not None
+        return pipeline.SCHEDULES[self._kind](self.ranks, count)
+
+    @property
+    def _kind(self) -> str:
+        """The pipeline's schedule."""
+        schedule = self.subject.deployment.overlap.schedule
+        return schedule if schedule in pipeline.SCHEDULES else "1f1b"
 
     # -- a step ----------------------------------------------------------------------------------
 
@@ -172,13 +189,10 @@ class Training:
             )
             for n, stage in enumerate(stages)
         ]
-        kind = schedule if schedule in pipeline.SCHEDULES else "1f1b"
-        count = deployment.micro_batches
+        kind, count = self._kind, deployment.micro_batches
         assert count is not None
-        turns = pipeline.SCHEDULES[kind](self.ranks, count)
-        run = pipeline.simulate(
-            turns, chunks, lambda f, b: plans.pair(f, b).total, self._send(times)
-        )
+        pairs_take = cache(lambda f, b: plans.pair(f, b).total)
+        run = pipeline.simulate(self._turns, chunks, pairs_take, self._send(times))
         held = self._held(stages, kind)
         of_rank = {id(h): self._optimizer(times, h, kind) for h in held}
         optimizer = max(of_rank.values())
@@ -393,6 +407,19 @@ class _Plans:
             return self.pair(stages[0], stages[1])
         by_kind = {"F": self.forward, "B": self.backward, "I": self.inputs, "W": self.weight}
         return by_kind[kinds[0]](stages[0])
+
+
+def _interleaved(stages: Stages, ranks: int) -> str:
+    """Why stages cannot be planned that ranks take turns in, and what could be."""
+    layers = sum(stop - start for stage in stages.stages for _, start, stop in stage.layers)
+    each, more = divmod(layers, ranks)
+    parts = [(each + 1, more), (each, ranks - more)]
+    written = ", ".join(f"{size} x {count}" for size, count in parts if size and count)
+    return (
+        f"{stages.span}: {len(stages.stages)} stages on {ranks} ranks; interleaved stages are not"
+        f" planned yet, so there must be as many as ranks: as ({written})\n"
+        "  (a part 'N x M' is M stages of N layers)"
+    )
 
 
 def _overlap(stage: Stage, child: str, layers: range) -> range:

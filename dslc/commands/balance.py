@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compiler.balance import Balanced, balance, placed
 from compiler.errors import UserError
-from dslc.commands.options import add_json, positive
+from dslc.commands.options import add_json, add_sizes, positive
 from dslc.loads import Loads, read_loads
 
 
@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--file", metavar="FILE", help="the deployment's file (the one that loads were recorded of)"
     )
-    parser.add_argument("--dims", metavar="PRESET", help="a preset of that file")
+    add_sizes(parser)
     parser.add_argument("--replicas", metavar="N", type=positive, help="places for blocks, in all")
     parser.add_argument("--groups", metavar="N", type=positive, help="groups of blocks (1)")
     parser.add_argument("--nodes", metavar="N", type=positive, help="nodes (1)")
@@ -65,7 +65,10 @@ def _deployed(options: argparse.Namespace, loads: Loads) -> tuple[int, int, int,
     from dsl.program import open_program
 
     file = options.file or loads.file or _declaring(options.deploy)
-    source = open_program(file, Choices(preset=options.dims))
+    chosen = dict(options.set)
+    if options.dims is None and options.file is None:
+        chosen = {**loads.dims, **chosen}
+    source = open_program(file, Choices(chosen, preset=options.dims), options.model)
     deployment = choose(source, options.deploy)
     blocks = {len(row) for row in loads.loads}
     found = {

@@ -8,23 +8,28 @@ import sys
 
 from dsl.diagnostics import Diagnostic
 from dslc.cli import NO_SUCH_FILE
-from dslc.commands.options import add_json
+from dslc.commands.options import add_json, add_sizes
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", metavar="FILE", nargs="+", help="an .arch file, or the name of a shipped model"
     )
+    add_sizes(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    from dsl.constants import Choices
     from dsl.program import check_file
 
+    choices = None
+    if options.set or options.dims:
+        choices = Choices(set=dict(options.set), preset=options.dims)
     found: list[Diagnostic] = []
     for file in options.files:
         # A file that two others import is read with each; its mistakes are told once.
-        found += [d for d in check_file(file, warnings=True) if d not in found]
+        found += [d for d in check_file(file, True, choices, options.model) if d not in found]
     mistakes = [d for d in found if not d.is_warning]
     if options.json:
         print(json.dumps({"diagnostics": [as_data(d) for d in found]}))

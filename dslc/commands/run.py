@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     check_prompts(manifest, prompts, options.max_new_tokens)
     opened = _open_mlir if manifest.backend == "mlir" else _open_pytorch
     with progress("loading") if first else nullcontext() as bar:
-        generate = opened(options, bar)
+        generate = opened(options, bar, prompts)
     live = first and sys.stdout.isatty() and not options.json and len(prompts) == 1
     watch = Watch()
     transcript = Transcript(prompts, tokenizer, options.stop, options.chat, live)
@@ -192,7 +192,21 @@ Generate = Callable[..., list[list[int]]]
 Progress = Callable[[int, int], None]
 
 
-def _open_pytorch(options: argparse.Namespace, bar: Progress | None) -> Generate:
+# What every rank must be asked alike: else they would not take the same steps.
+ASKED = ("max_new_tokens", "temperature", "top_p", "min_p", "stop", "seed", "device")
+
+
+def _asked(options: argparse.Namespace, prompts: list[list[int]]) -> dict[str, Any]:
+    return {
+        "prompt": [",".join(map(str, prompt)) for prompt in prompts],
+        "set of options": {f"--{n.replace('_', '-')}": getattr(options, n) for n in ASKED},
+        "choice to record loads": options.record_loads is not None,
+    }
+
+
+def _open_pytorch(
+    options: argparse.Namespace, bar: Progress | None, prompts: list[list[int]]
+) -> Generate:
     import torch
 
     from backends.pytorch.load import load
@@ -209,6 +223,7 @@ def _open_pytorch(options: argparse.Namespace, bar: Progress | None) -> Generate
         progress=bar,
         note=note if rank() == 0 else lambda _: None,
         placements=read_placement(options.placement) if options.placement else None,
+        same=_asked(options, prompts) if is_worker() else None,
     )
 
     def generate(
@@ -229,7 +244,9 @@ def _open_pytorch(options: argparse.Namespace, bar: Progress | None) -> Generate
     return generate
 
 
-def _open_mlir(options: argparse.Namespace, bar: Progress | None) -> Generate:
+def _open_mlir(
+    options: argparse.Namespace, bar: Progress | None, prompts: list[list[int]]
+) -> Generate:
     from backends.mlir.model import load
 
     if options.record_loads or options.placement:
@@ -237,7 +254,12 @@ def _open_mlir(options: argparse.Namespace, bar: Progress | None) -> Generate:
     if options.device != "cpu":
         raise UserError(f"{options.directory} runs on the CPU, not on '{options.device}'")
     model = load(
-        options.directory, options.checkpoint, options.dtype, options.init_seed, progress=bar
+        options.directory,
+        options.checkpoint,
+        options.dtype,
+        options.init_seed,
+        progress=bar,
+        note=note,
     )
     return model.generate
 

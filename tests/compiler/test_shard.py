@@ -1,14 +1,17 @@
 """The shard pass: what each op becomes on one rank, as text, and as a translation."""
 
+import json
 import re
 import time
 
 import pytest
 
 from compiler.equivalence import equivalent
+from compiler.passes.placing import NotBuilt
 from compiler.pipeline import compile_model
 from compiler.text import body_text, parse, program_text, same
 from dsl.constants import Choices
+from dslc import cli
 
 MODEL = """
 edition 2026
@@ -142,3 +145,93 @@ def test_the_program_does_not_grow_with_the_ranks(tmp_path):
             first, before = text, taken
     assert len(text.splitlines()) == len(first.splitlines())
     assert taken < 2 * before + 1
+
+
+NAMED = """
+edition 2026
+import std.norm
+index t : time
+const hidden = 12
+const vocab = 24
+
+block Heads[d] {{
+  index g : 4, m : 2, n : 3, a = (g, m, n), b = (g, n)
+  param W_q[a, d]
+  param W_k[b, d]
+  param W_o[d, a]
+  use q_norm = RMSNorm[a]
+  use k_norm = RMSNorm[b]
+  def (x[t,d]) -> y[t,d] {{
+    q[t,a]     = q_norm(W_q[a,d] * x[t,d])
+    k[t,b]     = k_norm(W_k[b,d] * x[t,d])
+    o[t,g,m,n] = q[t,(g,m,n)] * k[t,(g,n)]
+    r[t,(g,m,n)] = o[t,g,m,n]
+    y[t,d]     = W_o[d,a] * r[t,a]
+  }}
+}}
+
+model Small {{
+  index d : hidden, w : vocab, l : 2
+  param embed[w, d]
+  use layers[l] = Heads[d]
+  def main(token[t] of w) -> logits[t,w] {{
+    x[t,d] = chain[l](layers, embed[token[t], d])
+    logits[t,w] = embed[w,d] * x[t,d]
+  }}
+}}
+
+const norm_eps = 1e-6
+deploy here of Small {{ {deploy} }}
+"""
+
+
+def test_a_product_with_a_name_is_divided_with_its_outermost_index(tmp_path):
+    """A norm over all heads together: a partial sum of squares, and a rank's part of the gain."""
+    file = tmp_path / "named.arch"
+    file.write_text(NAMED.format(deploy="mesh tp = 2  shard Heads.g -> tp"))
+    found = compile_model(str(file), Choices(), deploy="here", check=True)
+    program = found.after("shard")
+    assert program.modules["Heads"].parameters[0].type.dims[0].name == "a/tp"
+    gains = [
+        p.type.dims[0].name for m in ("RMSNorm", "RMSNorm.1") for p in program.modules[m].parameters
+    ]
+    assert gains == ["d/tp", "d/tp"]
+
+
+def test_blocks_that_run_in_turn_are_placed_by_stages(tmp_path):
+    file = tmp_path / "named.arch"
+    text = NAMED.format(deploy="mesh tp = 2  shard Small.l -> tp")
+    file.write_text(text)
+    line = 1 + text[: text.index("deploy here")].count("\n")
+    with pytest.raises(NotBuilt) as raised:
+        compile_model(str(file), Choices(), deploy="here")
+    assert str(raised.value) == (
+        f"{file}:{line}: the blocks of 'layers' run one after the other: stages place them, no "
+        "shard rule"
+    )
+
+
+@pytest.mark.parametrize("deploy", ["mesh ep = 2  shard batch -> ep, Mix.unit -> ep"])
+def test_what_experts_give_is_rounded_behind_the_sum(tmp_path, deploy):
+    """`y` is of the model's type, and gates are f32: the sum is too."""
+    text = MODEL.replace("y[d]          = shared(x[d]) + gate[k]", "y[d]          = gate[k]")
+    file = tmp_path / "small.arch"
+    file.write_text(text.format(deploy=deploy))
+    graph = compile_model(str(file), Choices(), deploy="here", check=True)
+    graph = graph.after("shard")
+    (combined,) = (n for n in graph.bodies["Mix.call"] if n.op == "combine")
+    assert (
+        combined.type.dtype == "f32"
+        and graph.bodies["Mix.call"].users(combined.name)[0].op == "cast"
+    )
+
+
+def test_plans_count_a_rank_s_part_of_it(tmp_path, capsys):
+    text = NAMED.replace("import std.norm", "import std.norm\nimport clusters")
+    text = text.replace("deploy here of Small", "deploy here of Small on h100")
+    deploy = "mesh tp = 2  shard Heads.g -> tp  serve decode context = 8, batch_per_rank = 1"
+    (tmp_path / "named.arch").write_text(text.format(deploy=deploy))
+    assert cli.run(["plan", str(tmp_path / "named.arch"), "--deploy", "here", "--json"]) == 0
+    weights = json.loads(capsys.readouterr().out)["memory_per_gpu_bytes"]["weights"]
+    embedding, gains, products = 24 * 12, 24 + 12, (24 + 12 + 24) * 12
+    assert weights == 2 * (embedding + 2 * (gains + products // 2))

@@ -4,7 +4,7 @@ import pytest
 
 from dsl.constants import Choices
 from dsl.diagnostics import DiagnosticError
-from dsl.program import open_program
+from dsl.program import check_file, open_program
 from dsl.requirements import limit_of
 
 NEEDS = """
@@ -112,3 +112,51 @@ def test_a_key_that_several_constants_read_sets_all_that_would_read_it(tmp_path)
 
     assert sizes() == [99, 99]
     assert sizes(inner={"width": 7}, width=8) == [7, 99]
+
+
+# -- items of a list ------------------------------------------------------------------------------
+
+IN_TURN = """
+const every = config interval else 2
+require config layer_types[i] = if floor((i + 1) / every) * every == i + 1 then "full" else "window"
+"""
+
+
+def test_items_are_what_their_numbers_say(tmp_path):
+    file = tmp_path / "turns.arch"
+    file.write_text(IN_TURN)
+
+    def said(**config: object) -> str:
+        try:
+            open_program(str(file), Choices(config=config))
+        except DiagnosticError as error:
+            return str(error).splitlines()[0]
+        return ""
+
+    assert said() == said(layer_types=None) == said(layer_types=[]) == ""
+    assert said(layer_types=["window", "full", "window"]) == ""
+    assert said(layer_types=["window", "window", "full"], interval=3) == ""
+    what = "error[E0305]: config.json: layer_types"
+    assert said(layer_types=["full"] * 4) == (
+        f'{what}[0] is "full", and this model is written for "window"'
+    )
+    assert said(layer_types=["window", "full", 3]) == (
+        f'{what}[2] is 3, and this model is written for "window"'
+    )
+    assert said(layer_types="full") == (f'{what} is "full", and this model is written for a list')
+
+
+def test_mistakes_in_what_items_must_be(tmp_path):
+    file = tmp_path / "turns.arch"
+    file.write_text("require config kinds[i] = if i < many then 1 else j\n")
+    found = check_file(str(file))
+    assert [d.message for d in found] == [
+        "no constant is called 'many'",
+        "no constant is called 'j'",
+    ]
+    file.write_text("const many = config many\nrequire config kinds[i] = i / many\n")
+    assert not check_file(str(file))
+    with pytest.raises(DiagnosticError, match=r"config\.json has no many, which 'many' needs"):
+        open_program(str(file), Choices(config={"kinds": [1]}))
+    with pytest.raises(DiagnosticError, match="E030"):
+        open_program(str(file), Choices(config={"kinds": [1], "many": 0}))

@@ -8,4 +8,9 @@ if os.environ.get("TRITON_INTERPRET") == "0":
     import torch
 
     torch.set_default_device("cuda")
-    collect_ignore = ["test_rounding.py", "test_bench_kernels.py", "test_tune.py"]
+    collect_ignore = [
+        "test_rounding.py",
+        "test_bench_kernels.py",
+        "test_bench_all.py",
+        "test_tune.py",
+    ]

@@ -72,7 +72,7 @@ def test_rows_hold_times_bounds_rivals_and_differences(tmp_path) -> None:
     assert left == 0 and json.loads((tmp_path / "gpu.json").read_text()) == record.data
     rotary, combine = record.rows["rotary"], record.rows["combine"]
     assert rotary["absent"] == {"FlexAttention": "RuntimeError: this torch has none"}
-    assert rotary["bytes"] == rotary["bound_bytes"] == 3 * (2 * 2 * 8 * 2 + 2 * 4 * 4)
+    assert rotary["bytes"] == rotary["least_bytes"] == 3 * (2 * 2 * 8 * 2 + 2 * 4 * 4)
     assert combine["seconds"] == 2e-3 and combine["torch"] == {"torch": 3e-3}
     assert combine["difference"] < 1e-2 and combine["differs"] is False
     assert combine["published"]["source"] == "somewhere"

@@ -36,6 +36,14 @@ def test_norm(width: int, rows: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.float(), reference(x, gain), rtol=near, atol=1e-6)
 
 
+def test_heads_of_tokens_are_rows() -> None:
+    """Norms of queries and keys have more dims than rows and columns."""
+    torch.manual_seed(0)
+    x, gain = torch.randn(5, 2, 3, 64), torch.randn(64)
+    y = run(RMSNorm(64, EPS, "float32"), x, gain)
+    torch.testing.assert_close(y, reference(x, gain), rtol=1e-5, atol=1e-6)
+
+
 def test_rounding_before_the_gain() -> None:
     torch.manual_seed(0)
     x, gain = torch.randn(3, 300).bfloat16(), torch.randn(300).bfloat16()

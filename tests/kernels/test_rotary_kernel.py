@@ -42,6 +42,16 @@ def test_a_part_of_each_head() -> None:
     torch.testing.assert_close(y, reference(q[..., 8:], angle.cos(), angle.sin(), False))
 
 
+def test_heads_within_rows() -> None:
+    """The same of the rows that the heads are a part of."""
+    q = torch.randn(7, 3, 12)
+    angle = torch.randn(7, 2)
+    operator = generate(RotarySpec(3, 4, True, 36, 12, dtype="float32", offset=8), SM_90)
+    with load(operator) as kernels:
+        y = getattr(kernels, operator.name)(q.flatten(1), angle.cos(), angle.sin())
+    torch.testing.assert_close(y, reference(q[..., 8:], angle.cos(), angle.sin(), True))
+
+
 @pytest.mark.parametrize("target", [SM_90, SM_100, GFX942], ids=lambda t: t.name)
 def test_compiles(target) -> None:
     specs = [RotarySpec(128, 64, False, 128 * 192, 192), RotarySpec(32, 128, True)]

@@ -25,7 +25,7 @@ ODD = {
     "llama3": {
         "vocab": 61, "layers": 3, "ffn": 52, "hidden": 40, "heads": 6, "kv_heads": 3, "head_dim": 6,
     },
-    "qwen3_moe": {"vocab": 83, "layers": 3, "hidden": 36, "heads": 3, "kv_heads": 1},
+    "qwen3_moe": {"vocab": 83, "layers": 3, "hidden": 35, "heads": 3, "kv_heads": 1},
 }  # fmt: skip
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import dslc
-from backends.mlir.artifact import described
+from backends.mlir.archive import Places, weights_of
+from backends.mlir.artifact import Layout, described
 from backends.mlir.module import lower
 from backends.mlir.sampling import choose
-from backends.mlir.weights import _e4m3, _store, stacked
+from backends.mlir.weights import _e4m3, _store
 from backends.pytorch import sampling
 from compiler.tensors import caches
 from dslc.cli import run
@@ -48,6 +49,13 @@ def test_draws_are_those_of_the_pytorch_backend() -> None:
             assert found.tolist() == expected.tolist()
 
 
+def opened(layout: Layout, path: Path) -> dict[str, np.ndarray]:
+    """The weights of an archive."""
+    begin = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    places = Places.of(layout)
+    return places.arrays(layout, np.memmap(path, np.uint8, "r", begin, (places.size,)))
+
+
 @pytest.mark.parametrize("deploy", [None, "fp8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_checkpoint_is_what_the_pytorch_backend_reads(
@@ -63,10 +71,15 @@ def test_a_checkpoint_is_what_the_pytorch_backend_reads(
     elements = {"float32": "f32", "bfloat16": "bf16"}
     compiled = program.compiled
     module = lower(compiled.program, caches(compiled.after("elaborate")), elements[dtype])
-    arrays = stacked(described(module, dtype), theirs.manifest, stored)
+    layout = described(module, dtype)
+    arrays = opened(layout, weights_of(layout, theirs.manifest, tmp_path / "m", stored))
     expected = theirs.state_dict()
+    assert {bool(row.lanes) for row in layout.weights.values()} == {True, False}
     for key, pattern in module.parameters.items():
-        each = zip(pattern.tensors(), arrays[key].reshape(len(pattern), -1), strict=True)
+        stack = arrays[key]
+        if layout.weights[key].lanes:  # packed: [.., rows / lanes, columns, lanes]
+            stack = stack.swapaxes(-1, -2)
+        each = zip(pattern.tensors(), stack.reshape(len(pattern), -1), strict=True)
         for tensor, found in each:
             wide = found.astype(np.uint32) << 16 if found.dtype == np.uint16 else found
             values = expected[tensor.name].float().numpy().reshape(-1)

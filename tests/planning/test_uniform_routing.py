@@ -57,6 +57,12 @@ def test_copies_between_nodes_are_what_counting_says(router, data):
             counted["picks_up"] += sum(
                 nodes[b // each] == nodes[own] and b // each != own for b in choice
             )
+            for node in (
+                {nodes[r] for r in reached} if len(set(map(nodes.count, nodes))) == 1 else ()
+            ):
+                local = [r for r in range(ranks) if nodes[r] == node]
+                enters = local[own % len(local)]  # the rank with the sender's place in its node
+                counted["forwarded"] += len(reached & set(local) - {enters})
     found = spread(router, nodes)
     for name, count in counted.items():
         assert getattr(found, name) == pytest.approx(count / ranks / len(choices)), name

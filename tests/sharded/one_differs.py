@@ -2,8 +2,8 @@
 
     torchrun ... one_differs.py HOW OTHER ARGUMENTS...
 
-``raises``: it raises in its third step. ``directory``, ``checkpoint``: it is given OTHER in the
-place of what follows ``run``, or ``--checkpoint``. ``same``: it is as the others.
+``raises``: it raises in its third step. ``directory``, ``--checkpoint``, ``--tokens``: it is given
+OTHER in the place of what follows ``run``, or this option. ``same``: it is as the others.
 """
 
 import os
@@ -16,8 +16,8 @@ if __name__ == "__main__":
     if os.environ["RANK"] == "1":
         if how == "directory":
             arguments[1] = other
-        elif how == "checkpoint":
-            arguments[arguments.index("--checkpoint") + 1] = other
+        elif how.startswith("--"):
+            arguments[arguments.index(how) + 1] = other
         elif how == "raises":
             from backends.pytorch.runtime import Step
 

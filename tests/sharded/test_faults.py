@@ -113,7 +113,7 @@ def write(folder, tensors):
     (folder / "config.json").write_text("{}")
 
 
-@pytest.mark.parametrize("what", ["directory", "checkpoint"])
+@pytest.mark.parametrize("what", ["directory", "--checkpoint", "--tokens"])
 def test_ranks_that_run_something_else(folder, what):
     other = folder / "other"
     if what == "directory":
@@ -124,10 +124,14 @@ def test_ranks_that_run_something_else(folder, what):
         )
         job = torchrun(2, what, other, "run", folder / "ep2", *SHORT)
         problem = r"set of dims than rank 0 \([\w.-]+\): routed_scale 2.0 and 2.5"
+    elif what == "--tokens":
+        job = torchrun(2, what, "1,2,4", "run", folder / "ep2", *SHORT)
+        problem = r"prompt than rank 0 \([\w.-]+\): \['1,2,4'\] and \['1,2,3'\]"
     else:
         for name, seed in (("one", 1), ("two", 2)):
-            model = dslc.load(compiled(folder, None), seed=seed)
-            write(folder / name, model.state_dict())
+            if not (folder / name).exists():
+                model = dslc.load(compiled(folder, None), seed=seed)
+                write(folder / name, model.state_dict())
         given = ["--checkpoint", folder / "one", *SHORT]
         job = torchrun(2, what, folder / "two", "run", folder / "ep2", *given)
         problem = r"checkpoint than rank 0 \([\w.-]+\): \w{12} and \w{12}"
@@ -135,6 +139,17 @@ def test_ranks_that_run_something_else(folder, what):
     assert status == 1 and len(said) == 1, err
     assert re.fullmatch(rf"error: {RANK.format('.')}: rank 1 \([\w.-]+\) has another {problem}",
                         said[0])  # fmt: skip
+
+
+def test_a_rank_whose_checkpoint_is_missing(folder):
+    if not (folder / "one").exists():
+        write(folder / "one", dslc.load(compiled(folder, None), seed=1).state_dict())
+    given = ["--checkpoint", folder / "one", *SHORT]
+    job = torchrun(2, "--checkpoint", folder / "nowhere", "run", folder / "ep2", *given)
+    status, said, err = ended(job, within=100)
+    assert status == 1 and len(said) == 1, err
+    message = rf"there is no checkpoint folder {folder / 'nowhere'}"
+    assert re.fullmatch(rf"error: {RANK.format(1)}: {message}", said[0]), err
 
 
 def test_a_mesh_that_the_world_does_not_fit(folder):

@@ -377,6 +377,11 @@ class Step:
                 self._after[path] = state.detach()
             return self.pack(result)
         made: list[Tensor] = []
+        if not self.time:  # a rank without tokens: what one token would give tells the shape
+            one, ask = ([x.new_zeros(len(x), *x.shape[2:]) for x in y] for y in (given, wanted))
+            after = body(state, *one, *fixed)
+            found = after if read is None else read(after, *ask, *known)
+            return found.new_zeros(0, *found.shape[1:])
         for token in range(self.time):
             after = body(state, *(x[:, token] for x in given), *fixed)
             if self.time_valid is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from backends.triton.families.formats import (
     BYTES,
@@ -18,6 +19,7 @@ from backends.triton.families.quantise import (
     scale_arguments,
     ways,
 )
+from backends.triton.families.rows_example import random_rows
 from backends.triton.kernel import Kernel, Operator, Traffic, pointer, size
 from backends.triton.targets import Target
 
@@ -70,7 +72,21 @@ def generate(spec: Gated, target: Target) -> Operator:
         launcher=_launcher(spec, name),
         traffic=lambda sizes: _traffic(spec, sizes),
         shown={"tokens": 4096},
+        example=lambda sizes, device: _example(spec, sizes["tokens"], device),
     )
+
+
+def _example(spec: Gated, rows: int, device: str) -> tuple[Any, ...]:
+    import torch
+
+    widths = [2 * spec.width] if spec.stacked else [spec.width, spec.width]
+    values = [random_rows(rows, width, spec.dtype, device) for width in widths]
+    if spec.capacity is None:
+        return tuple(values)
+    experts = max(1, rows // spec.capacity)
+    padded = [x.repeat(spec.capacity, 1)[: experts * spec.capacity] for x in values]
+    counts = torch.full((experts,), spec.capacity // 2, dtype=torch.int32, device=device)
+    return (*(x.view(experts, spec.capacity, -1) for x in padded), counts)
 
 
 def _row_bytes(spec: Gated) -> int:
@@ -181,4 +197,4 @@ def {name}({given}{masked}):
 
 def _traffic(spec: Gated, sizes: Mapping[str, int]) -> Traffic:
     moved = sizes["tokens"] * _row_bytes(spec)
-    return Traffic(bytes=moved, bound=moved, flops=5 * spec.width * sizes["tokens"])
+    return Traffic(bytes=moved, least=moved, flops=5 * spec.width * sizes["tokens"])

@@ -20,8 +20,8 @@ from backends.triton.families.product import Product, inside, lines
 from backends.triton.families.product_example import operand
 from backends.triton.families.tiling import (
     MACHINES,
-    bound,
     configured,
+    meanwhile,
     thin_bytes,
     thin_configs,
     thin_seconds,
@@ -232,7 +232,7 @@ for split in tl.range(SPLIT):  # from L2: what others stored may be old in this 
 
 def _cost(spec: Gemm, target: Target, rows: int) -> str:
     shape, machine = shape_of(spec, rows), MACHINES[target.name]
-    slow = "memory" if bound(shape, machine) == shape.compulsory else "the tensor cores"
+    slow = "memory" if meanwhile(shape, machine) <= shape.compulsory else "the tensor cores"
     return (
         f"At {rows} rows: {shape.flops / 1e9:,.1f} GFLOP, {shape.compulsory / 1e6:,.1f} MB "
         f"if each operand moves once; the bound is {slow}."
@@ -294,4 +294,6 @@ def _traffic(
         moved = thin_bytes(shape, config.constants, machine)
     else:
         moved = wide_bytes(shape, config.constants, machine)
-    return Traffic(bytes=moved, bound=bound(shape, machine), flops=shape.flops)
+    return Traffic(
+        bytes=moved, least=shape.compulsory, flops=shape.flops, meanwhile=meanwhile(shape, machine)
+    )

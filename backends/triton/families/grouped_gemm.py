@@ -21,8 +21,8 @@ from backends.triton.families.product_example import operand
 from backends.triton.families.tiling import (
     MACHINES,
     Shape,
-    bound,
     configured,
+    meanwhile,
     thin_bytes,
     thin_configs,
     wide_bytes,
@@ -301,7 +301,7 @@ def shape_of(spec: GroupedGemm, rows: int) -> Shape:
 
 def _cost(spec: GroupedGemm, target: Target, each: int) -> str:
     shape, machine = shape_of(spec, each * spec.experts), MACHINES[target.name]
-    slow = "memory" if bound(shape, machine) == shape.compulsory else "the tensor cores"
+    slow = "memory" if meanwhile(shape, machine) <= shape.compulsory else "the tensor cores"
     return (
         f"With {each} tokens an expert: {shape.flops / 1e9:,.1f} GFLOP, "
         f"{shape.compulsory / 1e6:,.1f} MB if each operand\nmoves once; the bound is {slow}."
@@ -366,4 +366,6 @@ def _traffic(
     given = configured(kernel, rows).constants
     thin = kernel is kernels[0]
     moved = thin_bytes(shape, given, machine) if thin else wide_bytes(shape, given, machine)
-    return Traffic(bytes=moved, bound=bound(shape, machine), flops=shape.flops)
+    return Traffic(
+        bytes=moved, least=shape.compulsory, flops=shape.flops, meanwhile=meanwhile(shape, machine)
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backends.triton.families.rows_example import random_like
 from backends.triton.kernel import Config, Kernel, Operator, Traffic, pointer, size
 from backends.triton.targets import Target
 
@@ -42,6 +43,7 @@ class Leaf:
     Attributes:
         dtype: by torch's name.
         per_row, once: numbers that are read for each row, and once for all.
+        stored: numbers of a row of it, or, if it is not ``moving``, of all of it.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Leaf:
     width: int  # bytes of a number
     per_row: int = 0
     once: int = 0
+    stored: int = 1
+    moving: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,12 @@ def generate(spec: Pointwise, target: Target) -> Operator:
         launcher=_launcher(spec),
         traffic=lambda sizes: _traffic(spec, sizes),
         shown={"tokens": 4096},
+        example=lambda sizes, device: tuple(
+            random_like(
+                (*([sizes["tokens"]] if leaf.moving else []), leaf.stored), leaf.dtype, device
+            )
+            for leaf in spec.leaves
+        ),
     )
 
 
@@ -166,4 +176,4 @@ def _traffic(spec: Pointwise, sizes: Mapping[str, int]) -> Traffic:
     moved = rows * spec.lead * spec.inner * spec.width
     for leaf in spec.leaves:
         moved += (rows * leaf.per_row + leaf.once) * leaf.width
-    return Traffic(bytes=moved, bound=moved, flops=rows * spec.lead * spec.inner * spec.flops)
+    return Traffic(bytes=moved, least=moved, flops=rows * spec.lead * spec.inner * spec.flops)

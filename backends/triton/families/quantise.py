@@ -13,6 +13,7 @@ from backends.triton.families.formats import (
     quantising_helpers,
     supported,
 )
+from backends.triton.families.rows_example import random_rows
 from backends.triton.kernel import Argument, Config, Kernel, Operator, Traffic, pointer, size
 from backends.triton.targets import Target
 
@@ -48,6 +49,9 @@ def generate(spec: Quantise, target: Target) -> Operator:
         launcher=_launcher(spec, name),
         traffic=lambda sizes: _traffic(spec, sizes),
         shown={"tokens": 4096},
+        example=lambda sizes, device: (
+            random_rows(sizes["tokens"], spec.width, spec.dtype, device),
+        ),
     )
 
 
@@ -158,4 +162,4 @@ def {name}(x):
 def _traffic(spec: Quantise, sizes: Mapping[str, int]) -> Traffic:
     rows = sizes["tokens"]
     moved = rows * (spec.width * BYTES[spec.dtype] + spec.to.stored_bytes(1, spec.width))
-    return Traffic(bytes=moved, bound=moved, flops=3 * spec.width * rows)
+    return Traffic(bytes=moved, least=moved, flops=3 * spec.width * rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from backends.triton.families.formats import (
     BYTES,
@@ -18,6 +19,7 @@ from backends.triton.families.quantise import (
     scale_arguments,
     tile_lanes,
 )
+from backends.triton.families.rows_example import random_rows
 from backends.triton.kernel import Config, Kernel, Operator, Traffic, pointer, size
 from backends.triton.targets import Target
 
@@ -74,7 +76,13 @@ def generate(spec: RMSNorm, target: Target) -> Operator:
         launcher=_launcher(spec, name),
         traffic=lambda sizes: _traffic(spec, sizes),
         shown={"tokens": 4096},
+        example=lambda sizes, device: _example(spec, sizes["tokens"], device),
     )
+
+
+def _example(spec: RMSNorm, rows: int, device: str) -> tuple[Any, ...]:
+    values = [random_rows(rows, spec.width, spec.dtype, device) for _ in range(1 + spec.residual)]
+    return (*values, random_rows(1, spec.width, spec.dtype, device)[0])
 
 
 def _row_bytes(spec: RMSNorm) -> int:
@@ -173,14 +181,14 @@ def _launcher(spec: RMSNorm, name: str) -> str:
         returned.append("codes, scales")
     if spec.residual:
         returned.append("total")
-    about = f"RMSNorm of x{' + added' if spec.residual else ''} [rows, {spec.width}]"
+    about = f"RMSNorm of x{' + added' if spec.residual else ''} [..., {spec.width}]"
     about += ", in codes" if spec.to else ""
     about += ", and the sum" if spec.residual else ""
     body = "\n    ".join(allocated)
     return f'''
 def {name}({parameters}):
     """{about}; gain [{spec.width}]."""
-    rows = x.shape[0]
+    rows = x.numel() // {spec.width}
     {body}
     if rows:
         config = pick({name}_kernel_configs, rows)
@@ -193,4 +201,4 @@ def {name}({parameters}):
 def _traffic(spec: RMSNorm, sizes: Mapping[str, int]) -> Traffic:
     rows = sizes["tokens"]
     moved = rows * _row_bytes(spec) + spec.width * BYTES[spec.dtype]
-    return Traffic(bytes=moved, bound=moved, flops=4 * spec.width * rows)
+    return Traffic(bytes=moved, least=moved, flops=4 * spec.width * rows)

@@ -20,6 +20,8 @@ class RotarySpec:
     Attributes:
         halves: pair p is (p, p + dim / 2); else (2p, 2p + 1).
         token_stride, head_stride: of the input, in numbers; those of a contiguous one unless given.
+        offset: the input is whole rows of ``token_stride`` numbers, and the first head is so far
+            in them; None: it is the heads themselves, a view perhaps.
         dtype: of input and result; cosines, sines and the arithmetic are float32.
     """
 
@@ -29,6 +31,7 @@ class RotarySpec:
     token_stride: int = 0
     head_stride: int = 0
     dtype: str = "bfloat16"
+    offset: int | None = None
 
     def __post_init__(self) -> None:
         if self.dim % 2:
@@ -41,6 +44,7 @@ class RotarySpec:
     @property
     def name(self) -> str:
         strided = [f"from{self.token}_{self.head}"] if self.token_stride or self.head_stride else []
+        strided += [f"at{self.offset}"] if self.offset is not None else []
         kind = "halves" if self.halves else "pairs"
         dtype = [] if self.dtype == "bfloat16" else [self.dtype]
         return "_".join([f"rotary_{kind}_{self.heads}x{self.dim}", *strided, *dtype])
@@ -66,9 +70,15 @@ def generate(spec: RotarySpec, target: Target) -> Operator:
     ordered = tuple(candidates(spec, target))
     name = f"{spec.name}_kernel"
     kernel = Kernel(name, _source(spec, name), arguments, ordered[:1], ordered[1:])
+    given = f"x [tokens, {spec.heads}, {spec.dim}]"
+    if spec.offset is not None:
+        given = f"the heads in rows x [tokens, {spec.token}]"
     launcher = f'''\
 def {spec.name}(x, cosine, sine):
-    """x [tokens, {spec.heads}, {spec.dim}], turned by f32 tables [tokens, {spec.pairs}]."""
+    """y [tokens, {spec.heads}, {spec.dim}]: {given}, turned.
+
+    cosine, sine: f32 [tokens, {spec.pairs}].
+    """
     y = torch.empty(x.shape[0], {spec.heads}, {spec.dim}, dtype=x.dtype, device=x.device)
     rows = x.shape[0] * {spec.heads}
     if rows:
@@ -82,7 +92,7 @@ def {spec.name}(x, cosine, sine):
         launcher=launcher,
         traffic=lambda sizes: traffic(spec, sizes),
         shown={"tokens": 4096},
-        dense=not (spec.token_stride or spec.head_stride),
+        dense=spec.offset is not None or not (spec.token_stride or spec.head_stride),
         example=lambda sizes, device: _example(spec, sizes["tokens"], device),
     )
 
@@ -98,11 +108,14 @@ def _example(spec: RotarySpec, tokens: int, device: str) -> tuple[Any, ...]:
     import torch
 
     last = (spec.heads - 1) * spec.head + spec.dim
+    angle = torch.randn(tokens, spec.pairs, device=device)
+    if spec.offset is not None:
+        rows = torch.randn(tokens, spec.token, dtype=getattr(torch, spec.dtype), device=device)
+        return rows, angle.cos(), angle.sin()
     numbers = torch.randn(
         tokens * spec.token + last, dtype=getattr(torch, spec.dtype), device=device
     )
     x = numbers.as_strided((tokens, spec.heads, spec.dim), (spec.token, spec.head, 1))
-    angle = torch.randn(tokens, spec.pairs, device=device)
     return x, angle.cos(), angle.sin()
 
 
@@ -130,7 +143,8 @@ def _source(spec: RotarySpec, name: str) -> str:
         f"inside = asked[:, None] & (p < {pairs})",
         f"cos = tl.load(cosine + token * {pairs} + p, mask=inside, other=0.0)",
         f"sin = tl.load(sine + token * {pairs} + p, mask=inside, other=0.0)",
-        f"start = x + token * {spec.token} + head * {spec.head}",
+        f"start = x + token * {spec.token} + head * {spec.head}"
+        + (f" + {spec.offset}" if spec.offset else ""),
         f"end = y + r.to(tl.int64)[:, None] * {spec.dim}",
     ]
     if spec.halves:

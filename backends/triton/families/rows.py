@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from backends.triton.families.rows_example import random_rows
 from backends.triton.kernel import (
     TRITON_DTYPES,
     Argument,
@@ -43,7 +45,18 @@ def generate(spec: Rows, target: Target) -> Operator:
         traffic=lambda sizes: _traffic(spec, sizes),
         shown={"tokens": 4096},
         dense=not spec.store,
+        example=lambda sizes, device: _example(spec, sizes["tokens"], device),
     )
+
+
+def _example(spec: Rows, count: int, device: str) -> tuple[Any, ...]:
+    """Rows that lie far from one another in a table of several times as many."""
+    import torch
+
+    table = random_rows(4 * count, spec.width, spec.dtype, device)
+    index = torch.randperm(4 * count, device=device)[:count]
+    given = (random_rows(count, spec.width, spec.dtype, device),) if spec.store else ()
+    return (table, index, *given)
 
 
 def _kernel(spec: Rows, name: str) -> Kernel:
@@ -107,4 +120,4 @@ def {name}(table, index):
 
 def _traffic(spec: Rows, sizes: Mapping[str, int]) -> Traffic:
     moved = sizes["tokens"] * (2 * spec.width * BYTES[spec.dtype] + 8)
-    return Traffic(bytes=moved, bound=moved, flops=0)
+    return Traffic(bytes=moved, least=moved, flops=0)

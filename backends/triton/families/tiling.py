@@ -74,9 +74,9 @@ class Shape:
         return max(1, round(max(self.a_bytes, self.w_bytes)))
 
 
-def bound(shape: Shape, machine: Machine) -> float:
-    """Bytes that memory could move in the least time that the product can take."""
-    return max(shape.compulsory, shape.flops / machine.rates[shape.rate_of] * machine.memory)
+def meanwhile(shape: Shape, machine: Machine) -> float:
+    """Bytes that memory could move while tensor cores are at work on the product."""
+    return shape.flops / machine.rates[shape.rate_of] * machine.memory
 
 
 def wide_bytes(shape: Shape, constants: Mapping[str, int], machine: Machine) -> float:

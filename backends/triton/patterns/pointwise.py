@@ -401,7 +401,7 @@ def _spec(
         if moving and not rows:
             rows = f"{argument}.shape[0]"
         per_row, total = (read, 0) if moving else (0, read)
-        leaves.append(Leaf(argument, dtype, WIDTHS[dtype], per_row, total))
+        leaves.append(Leaf(argument, dtype, WIDTHS[dtype], per_row, total, stored, moving))
     if not rows:
         return None  # no operand tells how many rows there are
     shape = ", ".join([*(["rows"] if row is not None else []), *(str(n) for _, n in sizes)])

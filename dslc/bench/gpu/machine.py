@@ -133,13 +133,13 @@ class Gpu:
     def roof(self) -> Roof:
         import torch
 
-        x = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
+        x = torch.empty(COPIED, dtype=torch.uint8, device=self.device)
         y = torch.empty_like(x)
         copied = 2 * COPIED / self.seconds([lambda: y.copy_(x)])
-        a = torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16)
+        a = torch.randn(SIDE, SIDE, device=self.device, dtype=torch.bfloat16)
         flops = {"bfloat16": 2 * SIDE**3 / self.seconds([lambda: a @ a])}
         if self.target.fp8:
-            b, one = a.to(torch.float8_e4m3fn), torch.ones((), device="cuda")
+            b, one = a.to(torch.float8_e4m3fn), torch.ones((), device=self.device)
 
             def product() -> Any:
                 return torch._scaled_mm(b, b.T, one, one, out_dtype=torch.bfloat16)

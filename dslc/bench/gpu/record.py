@@ -28,6 +28,10 @@ def digest(operator: Operator) -> str:
     for kernel in operator.kernels:
         parts += [kernel.source, *(text for _, text in kernel.helpers)]
         parts += [f"{config.upto} {config.text()}" for config in kernel.configs]
+    return digest_of(*parts)
+
+
+def digest_of(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -38,12 +38,35 @@ def norm(width: int, eps: float) -> Mapping[str, Maker]:
     return {COMPILED: _compiled(lambda x, gain: F.rms_norm(x, (width,), gain, eps))}
 
 
+def norm_of_a_sum(width: int, eps: float) -> Mapping[str, Maker]:
+    def both(x: Tensor, added: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + added
+        return F.rms_norm(total, (width,), gain, eps), total
+
+    return {COMPILED: _compiled(both)}
+
+
+def _codes(x: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+    tiles = x.float().unflatten(-1, (-1, tile))
+    most = tiles.abs().amax(-1, keepdim=True)
+    scale = torch.where(most == 0, 1.0, most / 448.0)
+    return (tiles / scale).to(torch.float8_e4m3fn).flatten(-2), scale[..., 0]
+
+
 def quantise(tile: int) -> Mapping[str, Maker]:
-    def codes(x: Tensor) -> tuple[Tensor, Tensor]:
-        tiles = x.float().unflatten(-1, (-1, tile))
-        most = tiles.abs().amax(-1, keepdim=True)
-        scale = torch.where(most == 0, 1.0, most / 448.0)
-        return (tiles / scale).to(torch.float8_e4m3fn).flatten(-2), scale[..., 0]
+    return {COMPILED: _compiled(lambda x: _codes(x, tile))}
+
+
+def norm_in_codes(width: int, eps: float, tile: int) -> Mapping[str, Maker]:
+    def codes(x: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        return _codes(F.rms_norm(x.float(), (width,), gain.float(), eps), tile)
+
+    return {COMPILED: _compiled(codes)}
+
+
+def gated_in_codes(tile: int) -> Mapping[str, Maker]:
+    def codes(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        return _codes(F.silu(gate.float()) * up.float(), tile)
 
     return {COMPILED: _compiled(codes)}
 
@@ -194,6 +217,10 @@ def _widened(codes: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor:
     wide = scales.repeat_interleave(rows, -2)[..., : codes.shape[-2], :]
     wide = wide.repeat_interleave(columns, -1)[..., : codes.shape[-1]]
     return (codes.float() * wide).bfloat16()
+
+
+def plain_gemm() -> Mapping[str, Maker]:
+    return {"torch.mm": lambda a, w: lambda: a @ w.T}
 
 
 def gemm() -> Mapping[str, Maker]:

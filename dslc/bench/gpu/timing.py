@@ -45,15 +45,15 @@ def time_cases(
 
 def _timed(machine: Machine, case: Case, roof: Roof) -> dict[str, Any]:
     cost = case.operator.traffic(case.sizes)
-    copies = max(1, min(MOST_COPIES, int(COLD // max(cost.bound, 1)) + 1))
+    copies = max(1, min(MOST_COPIES, int(COLD // max(cost.least, 1)) + 1))
     row: dict[str, Any] = {
         "kernel": case.operator.name,
         "sizes": dict(case.sizes),
         "bytes": cost.bytes,
-        "bound_bytes": cost.bound,
+        "least_bytes": cost.least,
         "flops": cost.flops,
         "roof_seconds": roof.seconds(
-            min(cost.bytes, cost.bound), cost.flops, dtype_of(case.operator)
+            min(cost.bytes, cost.least), cost.flops, dtype_of(case.operator)
         ),
     }
     if case.published is not None:
@@ -64,17 +64,17 @@ def _timed(machine: Machine, case: Case, roof: Roof) -> dict[str, Any]:
         result = _first(function(*given[0]))
         row["seconds"] = machine.seconds([partial(function, *one) for one in given])
     except Exception as error:  # one kernel that fails is a row, not the end of the run
-        return row | {"failed": _said(error)}
+        return row | {"failed": said(error)}
     row["torch"], row["absent"] = {}, {}
     for name, make in case.rivals.items():
         try:
             calls = [make(*one) for one in given]
             if case.near is not None and "difference" not in row:
-                row["difference"] = _difference(result, _first(calls[0]()))
+                row["difference"] = difference(result, _first(calls[0]()))
                 row["differs"] = not row["difference"] <= case.near
             row["torch"][name] = machine.seconds(calls)
         except Exception as error:  # this torch lacks it, or it runs out of memory
-            row["absent"][name] = _said(error)
+            row["absent"][name] = said(error)
     return row
 
 
@@ -88,13 +88,15 @@ def _first(result: Any) -> Any:
     return result[0] if isinstance(result, Sequence) else result
 
 
-def _difference(ours: Any, theirs: Any) -> float:
-    """The largest difference, relative to the largest number."""
+def difference(ours: Any, theirs: Any, norm: bool = False) -> float:
+    """The largest difference, relative to the largest number; with ``norm``, in 2-norms."""
     ours, theirs = ours.float().flatten(), theirs.float().flatten()
+    if norm:
+        return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
     most = float(theirs.abs().max()) if theirs.numel() else 0.0
     return float((ours - theirs).abs().max()) / max(most, 1e-30)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
