@@ -30,11 +30,11 @@ from dslc.planning.measure import Found, machine  # noqa: E402
 from dslc.program import compile_file  # noqa: E402
 
 DIMS = {
-    "hidden": 512, "vocab": 1024, "layers": 7, "dense": 1, "ffn": 1024, "heads": 64, "q_rank": 768,
-    "kv_rank": 128, "nope": 64, "rope": 32, "value": 64, "experts": 16, "groups": 4,
-    "open_groups": 4, "per_token": 4, "expert_ffn": 1536,
+    "hidden": 1024, "vocab": 1024, "layers": 11, "dense": 1, "ffn": 1024, "heads": 32,
+    "q_rank": 1024, "kv_rank": 128, "nope": 64, "rope": 32, "value": 64, "experts": 16,
+    "groups": 4, "open_groups": 4, "per_token": 4, "expert_ffn": 1024,
 }  # fmt: skip
-PROMPT, SEQUENCES = 128, 4  # of each rank
+PROMPT, SEQUENCES = 96, 4  # of each rank
 DEPLOYMENTS = """
 edition 2026
 import dsv3
@@ -104,6 +104,7 @@ def run(rounds: int, folder: Path) -> Result:
     rate = guess * alone / schedule.computing
     with hosts() as names:
         limit(names, rate)
+        source(folder, with_link(found, rate, local["latency[scale_up]"]))
         for name in NAMES:
             compile_file(str(file), set=DIMS, deploy=name).save(folder / name)
         ranks = [launched(host, n, folder, rounds) for n, host in enumerate(names)]
@@ -112,9 +113,6 @@ def run(rounds: int, folder: Path) -> Result:
                 sys.exit("a rank failed")
     measured = [json.loads((folder / f"rank{n}.json").read_text()) for n in range(2)]
     link = measured[0]["link"]
-    if os.environ.get("DEBUG"):
-        for m in measured:
-            print(m)
     file = source(folder, with_link(found, link["rate"], link["latency"]))
     plans = {name: planned(file, name).serving.seconds for name in NAMES}
     sequential, overlapped = (max(m[name] for m in measured) for name in NAMES)

@@ -32,6 +32,8 @@ deploy turns2 of DeepSeekV3 from ep2 { overlap two_microbatches }
 deploy turns4 of DeepSeekV3 from ep4 { overlap two_microbatches }
 deploy turns_tp of DeepSeekV3 from tp2ep2 { overlap two_microbatches }
 deploy turns_nodes of DeepSeekV3 from nodes on pairs { overlap two_microbatches }
+deploy fp8_2 of DeepSeekV3 from fp8 { mesh ep = 2  shard batch -> ep, MoE.expert -> ep }
+deploy fp8_turns2 of DeepSeekV3 from fp8_2 { overlap two_microbatches }
 
 # What is published, on fewer ranks and not in FP8: copies and nodes that hold groups, and two
 # experts on each of ranks that the experts alone do not divide over.
@@ -46,6 +48,7 @@ deploy decode6 of DeepSeekV3 from decode on trio {
 MESHES = {"ep2": 2, "ep4": 4, "dp2ep2": 4, "tp2ep2": 4, "dp2tp2ep2": 8, "ep2x": 2,
           "replicated": 2, "crossed": 4, "whole": 2, "nodes": 4, "prefill4": 4, "decode6": 6,
           "turns2": 2, "turns4": 4, "turns_tp": 4, "turns_nodes": 4}  # fmt: skip
+CODED = {"fp8_2": 2, "fp8_turns2": 2}  # the one as the other
 # Those that get routing so uneven that some ranks get nothing, too.
 UNEVEN = ("ep2", "ep4", "dp2ep2", "tp2ep2", "dp2tp2ep2", "ep2x", "nodes", "prefill4", "turns4")
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from meshes import MESHES, SIZES, compiled, work
+from meshes import CODED, MESHES, SIZES, compiled, work
 from ranks import launch, once
 
 import dslc
@@ -26,9 +26,9 @@ def prepared(folder):
         if name.endswith("e_score_correction_bias"):
             tensors[name][:4] += 100.0  # the first two groups of experts get everything
     write(folder / "uneven", tensors)
-    for name in MESHES:
+    for name in (*MESHES, *CODED):
         compiled(folder, name)
-    launch(folder, *(("meshes.rank", name, count) for name, count in MESHES.items()))
+    launch(folder, *(("meshes.rank", name, count) for name, count in {**MESHES, **CODED}.items()))
 
 
 def write(folder, tensors):
@@ -98,6 +98,34 @@ def test_ranks_send_what_the_recorded_routing_implies(request, ranks, folder):
         assert traffic["picks"] == away * PICKS
         assert traffic["combine"] == back * ROW
         assert traffic["counts"] == calls.copy().pop() * 8 * (len(ranks) - 1)
+
+
+def test_two_micro_batches_give_what_one_gives_in_fp8(folder):
+    """What is in flight are codes: the same ones, so that results differ by sums' order alone."""
+    for number in range(2):
+        one, two = (
+            torch.load(folder / f"{name}.{number}.pt", weights_only=False) for name in CODED
+        )
+        for what, wanted in one["even"].items():
+            found = two["even"][what]
+            if what == "generated":
+                assert all(map(torch.equal, found, wanted))
+                continue
+            assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max(), what
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("nodes", "turns_nodes"), ("ep2", "turns2"), tuple(CODED)]
+)
+def test_micro_batches_send_the_same_rows_in_more_transfers(folder, one, two):
+    for number in range({**MESHES, **CODED}[one]):
+        before, after = (
+            torch.load(folder / f"{name}.{number}.pt", weights_only=False)["traffic"]
+            for name in (one, two)
+        )
+        assert after["counts"] > before["counts"]
+        for what in ("dispatch", "combine", "picks"):
+            assert after[what] == before[what]
 
 
 @pytest.mark.parametrize("name", ["nodes", "prefill4"])
