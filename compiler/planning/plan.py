@@ -263,6 +263,11 @@ def _planner(subject: Subject, measured: Measured | None) -> Planner:
         )
     serving = Serving(subject)
     utilisation = deployment.serve.utilisation
+    if not utilisation:
+        raise UserError(
+            f"deployment '{deployment.name}' is under load for none of its time: utilisation must"
+            " be above 0"
+        )
 
     def served(rates: Rates, thorough: bool) -> tuple[Step | None, Pass | None, float]:
         done = serving.step(rates, measured, thorough)

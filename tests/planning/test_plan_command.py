@@ -240,6 +240,12 @@ def test_nothing_is_left_of_the_memory(capsys, deployed):
     )
 
 
+def test_no_utilisation(capsys, deployed):
+    text = "deploy mine from decode on h800 { serve decode context = 99, utilisation = 0% }"
+    err = refused(capsys, deployed(text), "--deploy", "mine")
+    assert "utilisation must be above 0" in err
+
+
 def test_stages_that_ranks_take_turns_in(capsys, deployed):
     text = """deploy mine of DeepSeekV3 on h800 {
   mesh pp = 4, ep = 8
