@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     import torch
 
     from backends.pytorch.model import Model
+    from compiler.planning.plan import Plan
     from dslc.program import Program
 
 __version__ = "0.1.0"
-__all__ = ["DiagnosticError", "UserError", "__version__", "compile", "load"]
+__all__ = ["DiagnosticError", "UserError", "__version__", "compile", "load", "plan"]
 
 
 def compile(
@@ -66,6 +67,42 @@ def compile(
         target,
         model,
     )
+
+
+def plan(
+    file: str | Path,
+    deploy: str,
+    dims: str | None = None,
+    set: Mapping[str, int | float | bool | str | None] | None = None,
+    checkpoint: str | Path | None = None,
+    costs: str | Path | None = None,
+    model: str | None = None,
+) -> Plan:
+    """What a deployment would cost and how fast it would run; runs nothing and needs no torch.
+
+    Args:
+        file, dims, set, checkpoint, model: as ``compile`` has them.
+        deploy: a deployment of the file with a cluster and a load (``pretrain``).
+        costs: a JSON file with measured seconds of a layer, in place of modelled ones.
+
+    Returns:
+        ``as_data()`` is what ``dslc plan --json`` prints; ``seconds``, ``tokens`` per second,
+        ``memory`` (bytes), ``fits``, ``problems``, ``assumptions``.
+
+    Raises:
+        DiagnosticError: the file has mistakes, or the deployment does not hold at these sizes.
+        UserError: no load or no cluster, a cluster that lacks figures, measured durations that are
+            none.
+    """
+    from compiler.pipeline import STAGES
+    from compiler.planning.costs import read_costs
+    from compiler.planning.plan import make
+    from dslc.program import compile_file
+
+    measured = None if costs is None else read_costs(Path(costs))
+    where = Path(checkpoint) if checkpoint else None
+    program = compile_file(str(file), dims, set, where, None, "pytorch", "cpu", model)
+    return make(program.after(STAGES[0]), program.after(), program.deployment(deploy), measured)
 
 
 def load(

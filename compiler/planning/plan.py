@@ -14,7 +14,7 @@ from compiler.errors import UserError
 from compiler.ir import Program
 from compiler.planning.costs import Measured
 from compiler.planning.model import Subject
-from compiler.planning.rates import Key, Rates
+from compiler.planning.rates import Key, Rates, gigabytes
 from compiler.planning.serving import Pass, Serving
 from compiler.planning.streams import Schedule, Task
 from compiler.planning.training import Memory, Step, Training
@@ -263,6 +263,11 @@ def _planner(subject: Subject, measured: Measured | None) -> Planner:
         )
     serving = Serving(subject)
     utilisation = deployment.serve.utilisation
+    if not utilisation:
+        raise UserError(
+            f"deployment '{deployment.name}' is under load for none of its time: utilisation must"
+            " be above 0"
+        )
 
     def served(rates: Rates, thorough: bool) -> tuple[Step | None, Pass | None, float]:
         done = serving.step(rates, measured, thorough)
@@ -281,8 +286,8 @@ def _problems(
         cluster = deployment.cluster
         device = cluster.device if cluster is not None else "device"
         out.append(
-            f"it does not fit: a rank needs {part.memory.total / 1e9:.1f} GB, and a {device} has"
-            f" {capacity / 1e9:.1f} GB to give"
+            f"it does not fit: a rank needs {gigabytes(part.memory.total)}, and a {device} has"
+            f" {gigabytes(capacity)} to give"
         )
     if serving is not None and not serving.within:
         tpot = deployment.serve.tpot if deployment.serve is not None else None

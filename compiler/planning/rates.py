@@ -30,6 +30,11 @@ COLLECTIVES_LIKE: Mapping[str, str] = {"combine": "dispatch", "dispatch": "all_t
 WIDE = 0.5  # products of float32 operands, beside bfloat16's: TF32 on tensor cores
 
 
+def gigabytes(bytes: float) -> str:
+    """As messages say it: 75.9 GB, 0.001 GB."""
+    return f"{bytes / 1e9:,.1f} GB" if bytes >= 1e8 else f"{bytes / 1e9:.3g} GB"
+
+
 @dataclass
 class Rates:
     """A cluster's figures in base units.
@@ -188,9 +193,20 @@ class Rates:
     # -- memory ----------------------------------------------------------------------------------
 
     def capacity(self) -> float | None:
-        """Bytes of a device that a program may have; None if the cluster does not say."""
-        memory = self.figure("memory")
-        return None if memory is None else memory - (self.figure("reserved") or 0.0)
+        """Bytes of a device that a program may have; None if the cluster does not say.
+
+        Raises:
+            UserError: as much is reserved as there is.
+        """
+        memory, reserved = self.figure("memory"), self.figure("reserved") or 0.0
+        if memory is None:
+            return None
+        if reserved >= memory:
+            raise UserError(
+                f"cluster '{self.cluster.name}' reserves {gigabytes(reserved)} of a device's"
+                f" {gigabytes(memory)}, which leaves nothing to run in"
+            )
+        return memory - reserved
 
     def note(self, sentence: str) -> None:
         self.notes[sentence] = None

@@ -229,6 +229,39 @@ def test_what_does_not_fit_says_how_much(capsys, deployed):
     assert "it does not fit: a rank needs 69.2 GB, and a H800 has 35.9 GB to give" in err
 
 
+def test_nothing_is_left_of_the_memory(capsys, deployed):
+    full = 'cluster full from h800 { reserved = 90 GB "me, 2026" }'
+    err = refused(
+        capsys, deployed(f"{full}\ndeploy mine from decode on full {{}}"), "--deploy", "mine"
+    )
+    assert err == (
+        "error: cluster 'full' reserves 90.0 GB of a device's 80.0 GB, which leaves nothing to run"
+        " in\n"
+    )
+
+
+def test_no_utilisation(capsys, deployed):
+    text = "deploy mine from decode on h800 { serve decode context = 99, utilisation = 0% }"
+    err = refused(capsys, deployed(text), "--deploy", "mine")
+    assert "utilisation must be above 0" in err
+
+
+def test_stages_that_ranks_take_turns_in(capsys, deployed):
+    text = """deploy mine of DeepSeekV3 on h800 {
+  mesh pp = 4, ep = 8
+  stages pp : layers 0 .. 61 as (4 x 15, 1), mtp with the last
+  shard batch -> ep, MoE.expert -> ep, optimizer -> replicas
+  train batch = 64, sequence = 4096
+}"""
+    file = deployed(text)
+    err = refused(capsys, file, "--deploy", "mine")
+    assert err == (
+        f"error: {file}:7: 16 stages on 4 ranks; interleaved stages are not planned yet, so there"
+        " must be as many as ranks: as (16 x 1, 15 x 3)\n"
+        "  (a part 'N x M' is M stages of N layers)\n"
+    )
+
+
 def test_a_cluster_that_says_nothing_of_its_memory(capsys, deployed):
     text = """
 device D { peak[bf16] = 1 PFLOPS "me, 2026"  peak[scale_up] = 100 GB/s "me, 2026" }

@@ -51,6 +51,13 @@ def test_the_training_step_counts_as_the_paper_does():
     assert data["dollars_per_trillion_tokens"] == 2 * data["gpu_hours_per_trillion_tokens"]
 
 
+@pytest.mark.parametrize(("model", "published"), [("dsv3", 250e9), ("dsv2", 155e9)])
+def test_the_published_flops_of_training(model, published):
+    """arXiv:2505.09343, table 2: per token at 4,096, attention causal."""
+    found = report(compiled(model).after("elaborate"), 4096).training_flops
+    assert abs(error(f"{model}, training FLOPs per token", found, published)) < 0.005
+
+
 @pytest.mark.parametrize("name", SGLANG)
 def test_sglang_s_deployments(name):
     found = plan(name).as_data()["tokens_per_second_per_node"]
