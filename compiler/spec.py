@@ -446,5 +446,5 @@ def scopes(program: Program) -> Iterator[tuple[Scope, Graph]]:
                 todo += [(scope.inside(run.child, run.over), run.body) for run in ran]
 
 
-for _more in ("bundles", "spec_coded"):  # more rows, in files of their own
+for _more in ("bundles", "externs", "spec_coded"):  # more rows, in files of their own
     import_module(f"compiler.{_more}")

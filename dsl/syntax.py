@@ -245,8 +245,18 @@ class Import:
 
 
 @dataclass(frozen=True, eq=False)
+class Kernel:
+    """``kernel = "file.py:function" for sm_90``: who computes an ``extern`` function there."""
+
+    where: str
+    targets: tuple[Name, ...]
+    span: Span
+
+
+@dataclass(frozen=True, eq=False)
 class Fn:
-    """A function outside blocks: no parameters of its own, inlined where it is called."""
+    """A function outside blocks: no parameters of its own, inlined where it is called. One that is
+    ``extern`` stays whole, as kernels may compute it."""
 
     name: Name
     indices: tuple[Name, ...]
@@ -254,6 +264,8 @@ class Fn:
     result: Result
     body: tuple[Item, ...]
     span: Span
+    extern: bool = False
+    kernels: tuple[Kernel, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from lark import Token, Tree
@@ -191,6 +192,21 @@ class TreeBuilder(DeployTree):
         (result,) = [c for c in rest if isinstance(c, ast.Result)]
         body = _items(rest[rest.index(result) + 1 :])
         return ast.Fn(self.name(name), indices or (), formals, result, body, self.span(meta))
+
+    def extern(self, meta: Meta, children: list[Any]) -> ast.Fn:
+        _, *rest = children
+        kernels = tuple(c for c in rest if isinstance(c, ast.Kernel))
+        made = self.fn(meta, [c for c in rest if not isinstance(c, ast.Kernel)])
+        return replace(made, extern=True, kernels=kernels)
+
+    def kernel(self, meta: Meta, children: list[Any]) -> ast.Kernel:
+        _, text, *targets = children
+        where = str(text)[1:-1]
+        file, _, function = where.rpartition(":")
+        if not file.endswith(".py") or not function.isidentifier():
+            said = 'a kernel is a function of a file: "kernels/file.py:function"'
+            raise Refused("E0101", said, self.span(text))
+        return ast.Kernel(where, tuple(self.name(t) for t in targets), self.span(meta))
 
     def block(self, meta: Meta, children: list[Any]) -> ast.Block:
         name, indices, settings, *members = children

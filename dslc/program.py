@@ -117,6 +117,19 @@ class Program:
 
         return binaries(self.generated, progress) if self.generated else []
 
+    def held_kernels(self) -> list[str]:
+        """The kernels of the source's own that serve the target, held against their equations.
+
+        Raises:
+            UserError: one is off, or fails; the message names its place.
+        """
+        target = resolve(self.target)
+        if target is None:
+            return []
+        from backends.triton.try_externs import verify
+
+        return verify(self.compiled.program, target, self.dtype)
+
     def report(self, sequence: int = 4096) -> Report:
         """Parameters, cache and FLOPs; ``sequence`` is the length that FLOPs are counted at."""
         return report(self.compiled.after(STAGES[0]), sequence)

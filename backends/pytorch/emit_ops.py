@@ -347,6 +347,7 @@ OPS: Mapping[str, Callable[[Body, Node], Value]] = {
     "branch": calls.branch,
     "attention": composites.attention,
     "rms_norm": composites.rms_norm,
+    "extern": composites.replaced,
     "experts": composites.experts,
     **collectives.OPS,
 }

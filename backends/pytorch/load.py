@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +20,7 @@ from backends.pytorch.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.inputs import InputError
 from backends.pytorch.memory import require
 from backends.pytorch.model import Model
+from backends.pytorch.modules import imported_as
 from backends.pytorch.places import remember_text
 from backends.pytorch.problems import listing
 from backends.pytorch.ranks import alike, connect
@@ -174,22 +174,6 @@ def _emitted(
     with imported_as("kernels", kernels):
         exec(compile(files[CODE], module.__file__, "exec"), module.__dict__)
     return module
-
-
-@contextmanager
-def imported_as(name: str, module: ModuleType | None) -> Iterator[None]:
-    """Meanwhile, importing the name gives the module, if there is one."""
-    if module is None:
-        yield
-        return
-    before = sys.modules.get(name)
-    sys.modules[name] = module
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
 
 
 def _device(device: str | torch.device) -> torch.device:

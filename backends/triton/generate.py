@@ -11,6 +11,7 @@ from backends.triton import tuning
 from backends.triton.ahead import Binary, triton_version
 from backends.triton.fit import adopted, fitting
 from backends.triton.kernel import Operator
+from backends.triton.own import Extern
 from backends.triton.patterns.tokens import samplers
 from backends.triton.select import Fallback, Selection
 from backends.triton.targets import TARGETS, Target
@@ -31,6 +32,7 @@ class Generated:
         model, kernels: the texts of ``model.py`` and ``kernels.py``.
         operators: the functions of ``kernels.py``.
         fallbacks: what torch computes.
+        externs: functions of the user's, and the texts of their files.
         sampling: of the operators, those that choose tokens: ``greedy``, ``drawn``.
     """
 
@@ -42,6 +44,7 @@ class Generated:
     operators: tuple[Operator, ...]
     fallbacks: tuple[Fallback, ...]
     sampling: Mapping[str, str] = field(default_factory=dict)
+    externs: Mapping[Extern, str] = field(default_factory=dict)
 
 
 def generate(program: Program, target: Target, dtype: str) -> Generated:
@@ -68,10 +71,11 @@ def generate(program: Program, target: Target, dtype: str) -> Generated:
         dtype,
         about,
         model,
-        kernels_text(operators, about),
+        kernels_text(operators, about, [one.line() for one in selection.externs]),
         operators,
         tuple(selection.fallbacks),
         {name: operator.name for name, operator in choosing.items()},
+        dict(selection.externs),
     )
 
 
@@ -108,7 +112,9 @@ def binaries(generated: Generated, progress: Callable[[str], None]) -> list[Bina
 def files(generated: Generated, compiled: list[Binary]) -> dict[str, bytes]:
     """The compiled directory's files: texts, binaries, and the index that ``binaries.py`` reads."""
     operators = [adopted(operator, compiled) for operator in generated.operators]
-    out = {CODE: kernels_text(operators, generated.about).encode()}
+    lines = [one.line() for one in generated.externs]
+    out = {CODE: kernels_text(operators, generated.about, lines).encode()}
+    out |= {f"{one.module}.py": text.encode() for one, text in generated.externs.items()}
     rows = []
     numbers: dict[str, int] = {}
     for binary in compiled:
@@ -136,6 +142,7 @@ def files(generated: Generated, compiled: list[Binary]) -> dict[str, bytes]:
         "dtype": generated.dtype,
         "triton": triton_version(),
         "sampling": dict(generated.sampling),
+        "externs": sorted({one.module for one in generated.externs}),
         "kernels": rows,
     }
     out[INDEX] = (json.dumps(index, indent=1) + "\n").encode()

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from backends.pytorch.inputs import InputError
+from backends.pytorch.modules import imported_as
 from backends.pytorch.places import remember_text
 from backends.triton.generate import CODE, INDEX
 from backends.triton.kernel import TRITON_DTYPES
@@ -61,7 +63,8 @@ def load_kernels(
             "it on a GPU (device cuda), or compile it with --target cpu"
         )
     found = installed()
-    module = _module(directory, files[CODE])
+    beside = {name: files[f"{name}.py"] for name in index.get("externs", [])}
+    module = _module(directory, files[CODE], beside)
     if interpreted:
         return module
     reason = _other(index, device, found)
@@ -107,10 +110,18 @@ def name_of(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
-def _module(directory: Path, code: bytes) -> ModuleType:
-    name = f"dslc_kernels_{digest(code)[:16]}"
+def _module(directory: Path, code: bytes, beside: Mapping[str, bytes]) -> ModuleType:
+    """The module ``kernels``, with the modules that it imports from beside it."""
+    with ExitStack() as names:
+        for name, text in beside.items():
+            names.enter_context(imported_as(name, _executed(directory / f"{name}.py", text)))
+        return _executed(directory / CODE, code)
+
+
+def _executed(path: Path, code: bytes) -> ModuleType:
+    name = f"dslc_{path.stem}_{digest(code)[:16]}"
     module = ModuleType(name)
-    module.__file__ = str(directory / CODE)
+    module.__file__ = str(path)
     sys.modules[name] = module
     remember_text(module, code.decode())
     exec(compile(code, module.__file__, "exec"), module.__dict__)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends.pytorch.emit_body import Body
 from backends.pytorch.emit_kernels import Group
 from backends.triton.kernel import Operator
+from backends.triton.own import Extern
 from backends.triton.patterns import (
     coded,
     experts,
+    externs,
     histories,
     norms,
     pointwise,
@@ -26,6 +28,7 @@ from compiler.ir import Graph, Node, Program
 
 # The first that fits is taken: what computes more at once stands before its parts.
 PATTERNS: tuple[Callable[[Context, Node], Group | None], ...] = (
+    externs.extern,
     histories.attention,
     histories.cache,
     histories.gather,
@@ -66,12 +69,21 @@ class Selection:
         self.dtype = dtype
         self.operators: dict[str, Operator] = {}
         self.fallbacks: dict[Fallback, None] = {}
+        self.externs: dict[Extern, str] = {}  # and their files' texts
         self._names: dict[object, str] = {}
         self._stems: Counter[str] = Counter()
 
     def use(self, operator: Operator) -> str:
         self.operators[operator.name] = operator
         return f"kernels.{operator.name}"
+
+    def own(self, found: Extern, node: Node) -> str:
+        if found not in self.externs:
+            others = {one.module for one in self.externs if one.path != found.path}
+            while found.module in others:  # another folder's file of that name
+                found = replace(found, module=f"{found.module}_")
+            self.externs[found] = found.text(str(node.span))
+        return f"kernels.{found.name}"
 
     def name(self, stem: str, what: object) -> str:
         """The same name for the same thing, another one for another."""
@@ -100,6 +112,7 @@ class Selection:
                 blocks,
                 taken,
                 block,
+                self.own,
             )
         )
 

@@ -33,17 +33,18 @@ def dense(launch):
 '''
 
 
-def kernels_text(operators: Iterable[Operator], about: str) -> str:
+def kernels_text(operators: Iterable[Operator], about: str, more: Iterable[str] = ()) -> str:
     """The text of ``kernels.py``.
 
     Args:
         about: the module's docstring, one line or more.
+        more: lines that bring functions of other files in.
 
     Raises:
         ValueError: two operators have one name and different text.
     """
     written: dict[str, str] = {}
-    parts = [f'"""{about}"""\n\n{PRELUDE}']
+    parts = [f'"""{about}"""\n\n{PRELUDE}', *(["\n".join(more) + "\n"] if more else [])]
     for operator in operators:
         for kernel in operator.kernels:
             for name, text in kernel.helpers:

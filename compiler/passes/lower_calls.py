@@ -2,18 +2,69 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compiler.ir import Dim
-from compiler.passes.build import Lifting, dim_of
+from compiler.ir import Dim, Graph
+from compiler.passes.build import Builder, Lifting, dim_of
 from dsl import syntax as ast
 from dsl import typed
 from dsl.calls import bound_axis
+from dsl.diagnostics import Span
 from dsl.files import Unit
 from dsl.instances import Instance
 
 if TYPE_CHECKING:
     from compiler.passes.lower import BodyLowering
+
+
+class Outlining:
+    """The equations of an ``extern`` function as a body of their own, which the call names."""
+
+    def __init__(self, lower: BodyLowering, fn: str, target: tuple[ast.Fn, Unit]):
+        self.lower, (self.declared, self.unit) = lower, target
+        bodies, stem = lower.elaborator.bodies, f"{lower.builder.name}.{fn}"
+        self.name, number = stem, 1
+        while self.name in bodies:
+            number += 1
+            self.name = f"{stem}.{number}"
+        bodies[self.name] = Graph(self.name)  # claims the name
+        self.outer = lower.builder
+        self.operands: tuple[str, ...] = ()
+
+    def begin(self, fn: typed.Fn, nodes: list[str]) -> list[str]:
+        """The function's arguments, within; equations go there from now on."""
+        self.operands = tuple(nodes)
+        types = [self.lower.type(node) for node in nodes]
+        self.lower.builder = Builder(self.name)
+        return [
+            self.lower.builder.add("input", (), type, formal.span, name=formal.name)
+            for formal, type in zip(fn.definition.formals, types, strict=True)
+        ]
+
+    def end(self, result: str, own: tuple[tuple[str, ...], ...], span: Span) -> str:
+        """The call, in the body that it stands in."""
+        graph = self.lower.builder.finish(result)
+        self.lower.elaborator.bodies[self.name] = graph
+        self.leave()
+        folder = Path(self.unit.source.name).parent
+        serving = [(t.text, k.where) for k in self.declared.kernels for t in k.targets]
+        type = graph.result.type
+        return self.lower.emit(
+            "extern",
+            self.operands,
+            type.dims,
+            type.dtype,
+            span,
+            type.of,
+            body=self.name,
+            own=own,
+            targets=tuple(target for target, _ in serving),
+            kernels=tuple((folder / where).as_posix() for _, where in serving),
+        )
+
+    def leave(self) -> None:
+        self.lower.builder = self.outer
 
 
 def call_fn(lower: BodyLowering, e: typed.CallFn) -> str:
@@ -27,6 +78,9 @@ def call_fn(lower: BodyLowering, e: typed.CallFn) -> str:
     strong = {lower.type(n).dtype for n in nodes if lower.builder[n].op != "constant"}
     natural = "f32" if "f32" in strong else "act"
     frame = Frame(f"fn {fn.name}", fn.scope, dims, natural=natural, inlined=True)
+    outlining = Outlining(lower, fn.name, target) if target[0].extern else None
+    if outlining is not None:
+        nodes = outlining.begin(fn, nodes)
     for formal, node in zip(fn.definition.formals, nodes, strict=True):
         frame.values[formal.name] = node
     before, lower.frame = lower.frame, frame
@@ -34,9 +88,15 @@ def call_fn(lower: BodyLowering, e: typed.CallFn) -> str:
     try:
         lower.equations(fn.definition)
         result = frame.values[fn.definition.result]
+        if outlining is not None:
+            own = [tuple(lower.dim(a).name for a in f.axes) for f in fn.definition.formals]
+            own.append(tuple(lower.dim(a).name for a in fn.definition.result_axes))
+            result = outlining.end(result, tuple(own), e.span)
     finally:
         lower.frame = before
         lower.f32 = f32
+        if outlining is not None:
+            outlining.leave()
     return lower.cast(result, "f32", e.span) if f32 else result
 
 

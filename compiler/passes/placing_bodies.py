@@ -346,6 +346,7 @@ RULES: dict[str, Rule] = {
     "branch": branch,
     "attention": composite,
     "rms_norm": composite,
+    "extern": composite,
     "scan": scan,
     "apply": apply,
     "experts": experts,

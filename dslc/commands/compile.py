@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
     if options.emit or options.after:
         print(_text(program, options), end="")
         return 0
+    held = program.held_kernels() if options.verify else []
     output = options.output or Path("build") / Path(options.file).stem
     if options.optimize or mlir:
         dtype = _dtype(options, "float32" if mlir else "bfloat16")
@@ -101,6 +102,8 @@ def run(options: argparse.Namespace) -> int:
             show_kernels(program.generated, program.binaries())
         if options.verify:
             print(f"verified: {', '.join(PASSES)} change no result on a small random instance")
+            for kernel in held:
+                print(f"verified: kernel {kernel} is what its equations say")
     return 0
 
 

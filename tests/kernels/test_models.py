@@ -114,3 +114,32 @@ def test_logits_that_are_no_numbers_are_refused_as_on_the_cpu(tmp_path: Path) ->
         said.append(str(refused.value))
     assert said[0] == said[1]
     assert said[0].startswith("the logits of sequence 0 are NaN after 0 new tokens")
+
+
+def test_what_is_no_number_stays_in_its_sequence(tmp_path: Path) -> None:
+    """Through norms, codes, routing, experts and attention, prompts and then tokens: a sequence
+    that holds such a value is NaN behind it, and another one is what it was."""
+    program = compile_file(
+        "dsv3",
+        target="sm_90",
+        dims="small",
+        set={"layers": 2, "dense": 1},
+        deploy="fp8",
+    )
+    program.save(tmp_path / "model")
+    model = dslc.load(tmp_path / "model", device=PLACES["sm_90"], dtype="bfloat16", seed=1, **QUIET)
+    poisoned = torch.tensor([[5, 6, 7, 8], [5, 6, 900, 8]], device="cpu")
+
+    def run() -> list[torch.Tensor]:
+        cache = model.new_cache(2, capacity=8)
+        with torch.inference_mode():
+            return [
+                model(tokens, cache=cache).float().cpu() for tokens in (poisoned, poisoned[:, :1])
+            ]
+
+    clean = run()
+    with torch.no_grad():
+        model.module.embed[900, 3] = float("nan")
+    for found, before in zip(run(), clean, strict=True):
+        assert torch.equal(found[0], before[0])
+        assert found[1, -1].isnan().all()

@@ -10,6 +10,7 @@ from backends.pytorch.emit_kernels import Group
 from backends.pytorch.emit_text import Text, call
 from backends.pytorch.emit_values import Value
 from backends.triton.kernel import Operator
+from backends.triton.own import Extern
 from backends.triton.targets import Target
 from compiler.ir import Dim, Graph, Node, Program
 
@@ -36,6 +37,7 @@ class Context:
         blocks: the bodies of blocks that data choose, each with its array; None where it has
             several.
         taken: nodes that no group may hold.
+        own: makes a function of the user's part of ``kernels.py``; returns what a call begins with.
     """
 
     program: Program
@@ -48,6 +50,7 @@ class Context:
     blocks: Mapping[str, Experts | None]
     taken: frozenset[str] = frozenset()
     experts: Experts | None = None
+    own: Callable[[Extern, Node], str] = lambda found, node: ""
     _users: dict[str, set[str]] = field(default_factory=dict)
 
     def within(self, graph: Graph) -> Context:

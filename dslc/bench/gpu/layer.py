@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from dslc.program import Program
 
 AIM = 2.0  # times as fast as torch.compile of the emitted PyTorch in BF16
-NEAR = 0.2  # what FP8 makes of one layer's result on random weights, in 2-norms
+NEAR = (
+    0.5  # in 2-norms: FP8 sends tokens of random weights elsewhere; unrelated results are 1.4 off
+)
 RIVAL = f"{COMPILED} of the emitted PyTorch, BF16"
 
 # The layer that most of the published model is made of, with a table of inputs in front. Its file
@@ -123,7 +126,7 @@ def time_layers(
         return 0
     ours = _program(machine, tiny, coded=machine.target.fp8)
     theirs = _program(machine, tiny, target="cpu")
-    mark = digest_of(_text(ours), theirs.code())
+    mark = digest_of(_text(ours), _text(theirs))
     cases = [case for case in wanted if not record.has(case.name, mark)]
     if not cases or time.monotonic() >= end:
         return len(cases)
@@ -174,8 +177,9 @@ def _program(machine: Machine, tiny: bool, coded: bool = False, target: str = ""
 
 
 def _text(program: Program) -> str:
-    assert program.generated is not None
-    return program.generated.model + program.generated.kernels
+    """What is run, without where its file stood."""
+    kernels = program.generated.kernels if program.generated is not None else ""
+    return re.sub(r"\S*layer\.arch", "layer.arch", program.code() + kernels)
 
 
 Call = Callable[[], "Tensor"]
