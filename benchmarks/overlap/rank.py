@@ -26,11 +26,11 @@ def timed(work) -> float:
 
 def between(group: Group) -> dict[str, float]:
     """Rate and latency of what the ranks exchange, as ``dslc calibrate`` measures them on one
-    host: the best of some rounds."""
+    host: the median of some rounds."""
 
     def taken(count: int) -> float:
         rows, each = torch.zeros(2 * count, 8, dtype=torch.uint8), [count, count]
-        return min(timed(lambda: group.all_to_all(rows, each, each)) for _ in range(10))
+        return median(timed(lambda: group.all_to_all(rows, each, each)) for _ in range(10))
 
     latency, whole = taken(1), taken(LINK_BYTES // 8)
     return {"rate": LINK_BYTES / (whole - latency), "latency": latency}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
-from statistics import mean
+from statistics import mean, median
 
 import torch
 import torch.distributed as dist
@@ -170,7 +170,7 @@ class _Measuring:
         version = f"torch {torch.__version__}"
         for dtype, name in NAMES.items():
             a = self.random(side, side, dtype=dtype)
-            taken = self.best(partial(torch.matmul, a, a))
+            taken = self.typical(partial(torch.matmul, a, a))
             yield Found(
                 f"peak[{name}]", 2 * side**3 / taken, f"{side} x {side} x {side}, {version}"
             )
@@ -196,19 +196,19 @@ class _Measuring:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def best(self, work: Callable[[], object]) -> float:
-        """The shortest time of ``work`` within some tenths of a second, after one run to warm up;
-        ranks begin together."""
+    def typical(self, work: Callable[[], object]) -> float:
+        """The median time of ``work`` within some tenths of a second, after one run to warm up;
+        ranks begin together. Not the best: a step of a model meets what else a machine does."""
         work()
         self.wait()
         dist.barrier()
-        shortest, end = float("inf"), time.perf_counter() + SECONDS
-        while time.perf_counter() < end:
+        times, end = [], time.perf_counter() + SECONDS
+        while not times or time.perf_counter() < end:
             start = time.perf_counter()
             work()
             self.wait()
-            shortest = min(shortest, time.perf_counter() - start)
-        return shortest
+            times.append(time.perf_counter() - start)
+        return median(times)
 
     def products(self, weights: list[Tensor], rows: int) -> float:
         """Seconds of a product of so many rows with one of these matrices."""
@@ -218,7 +218,7 @@ class _Measuring:
             for weight in weights:
                 F.linear(x, weight)
 
-        return self.best(work) / len(weights)
+        return self.typical(work) / len(weights)
 
     def attention(self, dtype: torch.dtype) -> float:
         step = Step([ROWS] * self.factor, device=self.device)
@@ -229,7 +229,7 @@ class _Measuring:
             terms = [("thn,shn->hts", q, keys[0])]
             return attention(step, terms, ("hts,shv->thv", keys[1]), visible=(0, None))
 
-        return self.best(work)
+        return self.typical(work)
 
     def memory(self) -> Iterator[Found]:
         """A copy; and what stands between products, counted as if each read and wrote once: a sum
@@ -237,7 +237,7 @@ class _Measuring:
         their blocks and come back with their gates (4)."""
         count = (1 << 28 if self.device == "cuda" else 1 << 25) // 4
         source, target = (torch.zeros(count, device=self.device) for _ in range(2))
-        taken = self.best(lambda: target.copy_(source))
+        taken = self.typical(lambda: target.copy_(source))
         how = f"copy of {4 * count >> 20} MiB, read and written"
         yield Found("peak[memory]", 2 * 4 * count / taken, how)
         x, y = (self.random(ROWS * self.factor, self.side) for _ in range(2))
@@ -251,11 +251,11 @@ class _Measuring:
             torch.stack((even * gate - odd * gate, odd * gate + even * gate), -1)
             torch.empty_like(x).index_copy_(0, order, x.index_select(0, order) * gate)
 
-        taken = self.best(between)
+        taken = self.typical(between)
         how = "a residual sum and its norm, a gated unit, a rotation, rows out of order and back"
         yield Found("rate[memory]", 13 * x.nbytes / taken, how)
         small = torch.zeros(8, device=self.device)
-        taken = self.best(lambda: small.add_(1))
+        taken = self.typical(lambda: small.add_(1))
         yield Found("floor", taken, "sum of 8 numbers, with its launch")
 
 
@@ -265,15 +265,15 @@ def _link(device: str, ranks: int) -> list[Found]:
     def taken(bytes: int) -> float:
         sent = torch.zeros(bytes * ranks, dtype=torch.uint8, device=device)
         got = torch.empty_like(sent)
-        shortest = float("inf")
+        times = []
         for _ in range(LINK_ROUNDS):
             dist.barrier()
             start = time.perf_counter()
             dist.all_to_all_single(got, sent)
             if device == "cuda":
                 torch.cuda.synchronize()
-            shortest = min(shortest, time.perf_counter() - start)
-        return shortest
+            times.append(time.perf_counter() - start)
+        return median(times)
 
     latency = taken(8)
     whole = taken(LINK_BYTES)
