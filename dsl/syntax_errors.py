@@ -12,7 +12,7 @@ from dsl.brackets import Layout
 from dsl.diagnostics import Diagnostics, Source, Span, near
 
 DECLARATIONS = (
-    "import const index require fn block model names dims".split()
+    "import const index require fn extern block model names dims".split()
     + "device cluster deploy format edition".split()
 )
 KEYWORDS = (

@@ -58,7 +58,7 @@ def main(directory: Path) -> None:
     }
     stand_in = Driver()
     driver.set_active(stand_in)
-    module = _module(directory, files["kernels.py"])
+    module = _module(directory, files["kernels.py"], {})
     attach(module, read_index(files), files)
     name = sys.argv[2]
     x, gain = torch.ones(3, 256, dtype=torch.bfloat16), torch.ones(256, dtype=torch.bfloat16)

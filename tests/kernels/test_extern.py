@@ -124,19 +124,19 @@ def test_verify_holds_it_against_its_equations(source: Path, capsys, monkeypatch
         (
             "(1 + value * value)",
             "(2 + value * value)",
-            "error: DIR/own.arch:21: kernel DIR/own/squash.py:squash is not what its equations "
+            "error: DIR/own.arch:20: kernel DIR/own/squash.py:squash is not what its equations "
             "say: ",
         ),
         (
             "y = torch.empty_like(x)",
             "raise ValueError('not today')",
-            "error: DIR/own.arch:21: kernel DIR/own/squash.py:squash failed: ValueError: not "
+            "error: DIR/own.arch:20: kernel DIR/own/squash.py:squash failed: ValueError: not "
             "today\n",
         ),
         (
             "    return y",
             "    return y[:, 1:]",
-            "error: DIR/own.arch:21: kernel DIR/own/squash.py:squash gives [3, 7], not [3, 8]\n",
+            "error: DIR/own.arch:20: kernel DIR/own/squash.py:squash gives [3, 7], not [3, 8]\n",
         ),
     ],
 )
@@ -161,7 +161,7 @@ def test_what_is_named_has_to_be_there(source: Path, old, new, message) -> None:
     with pytest.raises(UserError) as refused:
         generate(program, SM_90, "bfloat16")
     said = str(refused.value).replace(str(source.parent), "DIR")
-    assert said.startswith("DIR/own.arch:21: ") and message in said
+    assert said.startswith("DIR/own.arch:20: ") and message in said
 
 
 def test_a_kernel_is_a_function_of_a_file(source: Path, capsys) -> None:
