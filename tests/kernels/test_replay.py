@@ -82,8 +82,16 @@ def model(folder: Path, file: str = "dsv3", **choices):
     return dslc.load(folder / "model", dtype="bfloat16", seed=1, **PLACE)
 
 
-SMALL = {"layers": 2, "dense": 1}
-PROMPTS = torch.randint(0, 500, (3, 70), generator=torch.manual_seed(0), device="cpu")
+SMALL = {
+    "layers": 2,
+    "dense": 1,
+    "hidden": 128,
+    "vocab": 131,
+    "heads": 2,
+    "ffn": 128,
+    "expert_ffn": 32,
+}
+PROMPTS = torch.randint(0, 131, (3, 70), generator=torch.manual_seed(0), device="cpu")
 LENGTHS = torch.tensor([62, 3, 1], device="cpu")
 
 

@@ -73,8 +73,10 @@ def run(folder: Path, work, name: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    import torch  # noqa: F401 - once for all ranks
+    # Once for all ranks: what each would import is most of a small job's time.
+    import torch  # noqa: F401
 
+    import backends.pytorch.load  # noqa: F401
     import dslc.program  # noqa: F401
 
     for job in sys.argv[2:]:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch._inductor.package.package import load_package
 
 from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.ahead.plan import FILE_NAME, SCALE, Plan
@@ -185,6 +184,9 @@ def _loaded(package: bytes) -> Run:
     with tempfile.TemporaryDirectory() as folder:  # torch unpacks it to a place of its own
         path = Path(folder) / "piece.pt2"
         path.write_bytes(package)
+        # Here, not above: it takes seconds to import, and most runs have no compiled step.
+        from torch._inductor.package.package import load_package
+
         loader: Any = load_package(str(path), run_single_threaded=True).loader
     run: Run = loader.run
     return run
