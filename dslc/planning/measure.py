@@ -202,7 +202,8 @@ class _Measuring:
         work()
         self.wait()
         dist.barrier()
-        times, end = [], time.perf_counter() + SECONDS
+        times: list[float] = []
+        end = time.perf_counter() + SECONDS
         while not times or time.perf_counter() < end:
             start = time.perf_counter()
             work()
