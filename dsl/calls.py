@@ -279,22 +279,20 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
     rest = ast.Call(e.name, None, None, e.arguments[1:], e.span)
     call = _call(checker, rest, signature, bind, use=name)
     assert isinstance(call, CallBlock)
+    differs, hint = "", ""
     if set(call.free) != set(call.args[0].free):
+        differs = f"takes {shown_axes(call.args[0].free)}, gives {shown_axes(call.free)}"
+    elif signature.result_type not in (None, "act"):
+        differs = f"takes act, gives {signature.result_type}"
+        hint = "a block takes act: leave the type out of its result"
+    if differs:
         raise checker.error(
             "E0502",
             f"a block of a chain must give what it takes, and '{used.use.block}' does not",
             e.span,
-            f"takes {shown_axes(call.args[0].free)}, gives {shown_axes(call.free)}",
+            differs,
             notes=[(signature.span, "declared here")],
-        )
-    if signature.result_type not in (None, "act"):
-        raise checker.error(
-            "E0502",
-            f"a block of a chain must give what it takes, and '{used.use.block}' does not",
-            e.span,
-            f"takes act, gives {signature.result_type}",
-            notes=[(signature.span, "declared here")],
-            hint="a block takes act: leave the type out of its result",
+            hint=hint,
         )
     return Chain(e.span, call.free, call.kind, call.of, use=name, index=axis, args=call.args)
 

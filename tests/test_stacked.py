@@ -9,7 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import GptOssConfig
 
 import dslc
-from backends.pytorch.checkpoint import CheckpointError
+from backends.pytorch.checkpoint import CheckpointError, open_checkpoint
+from backends.pytorch.convert import to_codes
+from compiler.coding import Coding
+from dsl.program import open_program
 from dslc.cli import run
 from oracle.families import Family
 from oracle.feeding import *  # noqa: F403
@@ -153,6 +156,17 @@ def test_stacks_that_do_not_fit_are_told_once(plain, tmp_path):
         "  layer.0.expert.A: expected [6, 5, 8], found [4, 5, 8]\n"
         "  layer.1.expert.b: expected [6, 5], found [6, 7]\n"
         "  layer.2.expert.down: missing, expected [6, 8, 5]"
+    )
+
+
+def test_quantize_says_that_it_leaves_stacks(plain, tmp_path):
+    tensors = stacked(load_file(plain / "ckpt" / "model.safetensors"), False)
+    ours = open_checkpoint(checkpoint(tmp_path / "ckpt", tensors))
+    coding = Coding(open_program("dsv3").formats["e4m3"], 128, 128)
+    with pytest.raises(CheckpointError) as found:
+        to_codes(ours, {f"layer.0.expert[{e}].A": coding for e in range(6)})
+    assert str(found.value).endswith(
+        "layer.0.expert.A: is stacked, one tensor for several matrices; only matrices have blocks"
     )
 
 

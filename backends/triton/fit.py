@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
 from backends.triton import ahead
 from backends.triton.ahead import Binary
@@ -32,7 +33,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.left = _others(self.kernel, self.wanted)
-        self.best = self.made if _runs(self.made) else None  # type: ignore[assignment]
+        self.best = self.made if _runs(self.made) else None
 
 
 def fitting(
@@ -63,8 +64,8 @@ def fitting(
             if problem(one, target) is None:
                 made[i] = _instead(one, search, target)
                 del searches[i]
-            elif _runs(one) and (search.best is None or one.spills < search.best.spills):  # type: ignore[union-attr]
-                search.best = one  # type: ignore[assignment]
+            elif _runs(one) and (search.best is None or one.spills < search.best.spills):
+                search.best = one
     for i, search in searches.items():
         if search.best is None:
             if isinstance(search.made, UserError):
@@ -102,7 +103,7 @@ def adopted(operator: Operator, compiled: Iterable[Binary]) -> Operator:
     return replace(operator, kernels=tuple(kernels))
 
 
-def _runs(made: Made) -> bool:
+def _runs(made: Made) -> TypeGuard[Binary]:
     """It would run, if not as fast as it should."""
     return isinstance(made, Binary) and made.shared <= made.target.shared
 

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import networkx as nx
 
-from compiler.ir import Graph, Node, Turn
+from compiler.ir import Graph, Node, Turn, Who
 from compiler.spec_collectives import BETWEEN_RANKS
 from compiler.turns import shared
 
@@ -236,9 +236,9 @@ def turns(work: Sequence[Piece], order: Order) -> tuple[Turn, ...]:
             if not any(t.who == "before" for t in out):
                 out.append(Turn("before"))
             continue
-        name = ("first", "second")[who]
+        name: Who = "second" if who else "first"
         if out and out[-1].who == name:
             out[-1] = replace(out[-1], nodes=(*out[-1].nodes, *work[i].nodes))
         else:
-            out.append(Turn(name, work[i].nodes))  # type: ignore[arg-type]
+            out.append(Turn(name, work[i].nodes))
     return (*out, *([Turn("later", tuple(later))] if later else []))
