@@ -111,8 +111,7 @@ def overlapped(tasks: Sequence[Task], charge: float, effort: int = EFFORT) -> Sc
         charge = 0.0
     work = _Work(tasks, charge)
     ends = _searched(work, effort)
-    slots = [Slot(n, e - d, e) for n, (e, d) in enumerate(zip(ends, work.seconds, strict=True))]
-    return _schedule(tasks, slots, charge, work.least if effort else 0.0)
+    return _schedule(tasks, work.slots(ends), charge, work.least if effort else 0.0)
 
 
 class _Work:
@@ -128,6 +127,17 @@ class _Work:
         for number, task in enumerate(tasks):
             for need in task.needs:
                 self.readers[need].append(number)
+
+    def slots(self, ends: Sequence[float]) -> list[Slot]:
+        """The tasks as they ran. An end less its seconds can lie a rounding before the end of the
+        task before it: each starts no sooner than its stream is free."""
+        free = [0.0, 0.0]
+        out: dict[int, Slot] = {}
+        for number in sorted(range(self.count), key=lambda n: (ends[n], ends[n] - self.seconds[n])):
+            lane, end = self.lane[number], ends[number]
+            out[number] = Slot(number, max(free[lane], end - self.seconds[number]), end)
+            free[lane] = end
+        return [out[number] for number in range(self.count)]
 
     @cached_property
     def least(self) -> float:

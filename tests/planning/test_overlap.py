@@ -4,7 +4,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from compiler.planning.costs import Measured
@@ -23,7 +23,16 @@ def graphs(draw: st.DrawFn) -> list[Task]:
     return tasks
 
 
+ROUNDED = [  # t1 takes 1.25 / 0.75 and ends at 4.0: it would start a rounding before t0, which is free
+    Task("t0", "compute", 0.0),
+    Task("t1", "compute", 1.25),
+    Task("t2", "communicate", 0.25, (0,)),
+    Task("t3", "compute", 1.75),
+]
+
+
 @given(graphs(), st.sampled_from([0.0, 0.25]))
+@example(ROUNDED, 0.25)
 def test_every_order_is_a_possible_one(tasks, charge):
     done = overlapped(tasks, charge)
     for number, (task, slot) in enumerate(zip(tasks, done.slots, strict=True)):
