@@ -92,7 +92,7 @@ class Program:
         Raises:
             UserError: the deployment asks for what no pass acts on yet.
         """
-        from backends.pytorch.emit import emit
+        from backends.pytorch.emit.module import emit
 
         refuse_what_is_not_acted_on(self.compiled.program.deployment)
         return self.generated.model if self.generated else emit(self.compiled.program)

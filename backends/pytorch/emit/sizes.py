@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backends.pytorch.emit_text import ATOM, PRODUCT, SUM, Text
+from backends.pytorch.emit.text import ATOM, PRODUCT, SUM, Text
 from backends.pytorch.names import Scope
 from compiler.ir import Dim
 from dsl.extents import Extent, ExtentError

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from backends.pytorch.emit_values import Value
+from backends.pytorch.emit.values import Value
 from compiler.ir import KEPT, Graph, Node, Program
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit_body import Body
+    from backends.pytorch.emit.body import Body
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from backends.pytorch.checkpoint import INDEX
-from backends.pytorch.dtypes import DTYPES
+from backends.pytorch.weights.checkpoint import INDEX
+from backends.pytorch.weights.dtypes import DTYPES
 from compiler.errors import UserError
 from compiler.shards import OwnTensor
 

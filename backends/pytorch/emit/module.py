@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 
-from backends.pytorch.emit_class import Argument, ClassWriter, code
-from backends.pytorch.emit_coded import Codings
-from backends.pytorch.emit_collectives import MESH, mesh
-from backends.pytorch.emit_kernels import Kernels
-from backends.pytorch.emit_sizes import Constants
-from backends.pytorch.emit_text import WIDTH, spoken
-from backends.pytorch.emit_values import EmitError
+from backends.pytorch.emit.classes import Argument, ClassWriter, code
+from backends.pytorch.emit.coded import Codings
+from backends.pytorch.emit.collectives import MESH, mesh
+from backends.pytorch.emit.kernels import Kernels
+from backends.pytorch.emit.sizes import Constants
+from backends.pytorch.emit.text import WIDTH, spoken
+from backends.pytorch.emit.values import EmitError
 from backends.pytorch.names import Scope
 from compiler.ir import Module, Program
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from backends.pytorch.tensorfile import Stored
+from backends.pytorch.weights.tensorfile import Stored
 from compiler.tensors import Pattern, Tensor
 
 PLACE = re.compile(r"\[(\d+)\]")

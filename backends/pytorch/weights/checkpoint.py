@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends.pytorch.problems import listing, message, told
-from backends.pytorch.stacks import Stacks, find
-from backends.pytorch.tensorfile import Reader, Stored, TensorFileError, read_header
+from backends.pytorch.weights.problems import listing, message, told
+from backends.pytorch.weights.stacks import Stacks, find
+from backends.pytorch.weights.tensorfile import Reader, Stored, TensorFileError, read_header
 from compiler.errors import UserError
 from compiler.tensors import Pattern, Tensor
 

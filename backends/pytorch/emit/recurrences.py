@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit_text import call, method
-from backends.pytorch.emit_values import BATCH, EmitError, Value, permuted
+from backends.pytorch.emit.text import call, method
+from backends.pytorch.emit.values import BATCH, EmitError, Value, permuted
 from compiler.ir import Dim, Node
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit_body import Body
+    from backends.pytorch.emit.body import Body
 
 
 def shift(body: Body, node: Node) -> Value:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit_sizes import Constants
-from backends.pytorch.emit_text import Text, call, method
-from backends.pytorch.emit_values import EmitError, Value, full, permuted
+from backends.pytorch.emit.sizes import Constants
+from backends.pytorch.emit.text import Text, call, method
+from backends.pytorch.emit.values import EmitError, Value, full, permuted
 from compiler.ir import Node, Program
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit_body import Body
+    from backends.pytorch.emit.body import Body
 
 MESH = "MESH"
 STARTED = {"dispatch": "rows_sent", "combine": "sums_sent"}  # what variables are called

@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit_kernels import Group, unread
-from backends.pytorch.emit_ops import emit
-from backends.pytorch.emit_tables import roots
-from backends.pytorch.emit_text import Text, arguments, call, comment, method, wrapped
-from backends.pytorch.emit_values import BATCH, EmitError, Value, permuted
+from backends.pytorch.emit.kernels import Group, unread
+from backends.pytorch.emit.ops import emit
+from backends.pytorch.emit.tables import roots
+from backends.pytorch.emit.text import Text, arguments, call, comment, method, wrapped
+from backends.pytorch.emit.values import BATCH, EmitError, Value, permuted
 from backends.pytorch.names import Scope
 from compiler.ir import KEPT, Dim, DType, Graph, Node
 from dsl.diagnostics import Span
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit_class import ClassWriter
+    from backends.pytorch.emit.classes import ClassWriter
 
 # An equation and its name; a value with its last index.
 EQUATION = re.compile(

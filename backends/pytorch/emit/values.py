@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import ascii_letters
 
-from backends.pytorch.emit_text import ATOM, UNARY, Text, method
+from backends.pytorch.emit.text import ATOM, UNARY, Text, method
 from compiler.ir import DType
 
 BATCH = ""

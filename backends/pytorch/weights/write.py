@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
-from backends.pytorch.checkpoint import INDEX, scale_name
-from backends.pytorch.dtypes import DTYPES
-from backends.pytorch.initialise import CHUNK, values
 from backends.pytorch.memory import shown
-from backends.pytorch.stacks import Stacks, stacked
+from backends.pytorch.weights.checkpoint import INDEX, scale_name
+from backends.pytorch.weights.dtypes import DTYPES
+from backends.pytorch.weights.initialise import CHUNK, values
+from backends.pytorch.weights.stacks import Stacks, stacked
 from compiler.errors import UserError
 from compiler.tensors import Pattern, Tensor
 
@@ -117,7 +117,7 @@ def write_random(
 ) -> int:
     """Write ``*.safetensors``, and their index where there are several, into an empty folder.
 
-    Values are those that ``backends.pytorch.initialise`` gives the seed, rounded once.
+    Values are those that ``backends.pytorch.weights.initialise`` gives the seed, rounded once.
 
     Args:
         dtype: of the tensors that do not say otherwise in the source.

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from backends.pytorch.ahead.blocks import BlockedWeight
-from backends.pytorch.checkpoint import Checkpoint, CheckpointError, Match, Source
-from backends.pytorch.dtypes import DTYPES
 from backends.pytorch.runtime.fp8 import CodedWeight
-from backends.pytorch.tensorfile import Reader, Stored, TensorFileError
+from backends.pytorch.weights.checkpoint import Checkpoint, CheckpointError, Match, Source
+from backends.pytorch.weights.dtypes import DTYPES
+from backends.pytorch.weights.tensorfile import Reader, Stored, TensorFileError
 from compiler.shards import OwnTensor
 from compiler.tensors import Tensor
 

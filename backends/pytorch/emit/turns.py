@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit_body import Body
-from backends.pytorch.emit_coded import annotation
-from backends.pytorch.emit_text import Text, call, wrapped
-from backends.pytorch.emit_values import Value
+from backends.pytorch.emit.body import Body
+from backends.pytorch.emit.coded import annotation
+from backends.pytorch.emit.text import Text, call, wrapped
+from backends.pytorch.emit.values import Value
 from compiler import spec
 from compiler.ir import Graph, Node
 from compiler.turns import shared
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit_class import ClassWriter
+    from backends.pytorch.emit.classes import ClassWriter
 
 SECOND = "2/"  # in front of the second micro-batch's nodes
 LATE = "Callable[[], Tensor]"

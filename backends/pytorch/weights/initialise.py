@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from backends.pytorch.random_values import stretches, values
 from backends.pytorch.runtime.fp8 import CodedWeight
+from backends.pytorch.weights.random_values import stretches, values
 from compiler.tensors import Pattern, Tensor
 
 __all__ = ["fill", "values"]

@@ -11,14 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from backends.pytorch import emit_arithmetic as arithmetic
-from backends.pytorch import emit_calls as calls
-from backends.pytorch import emit_coded as coded
-from backends.pytorch import emit_collectives as collectives
-from backends.pytorch import emit_composites as composites
-from backends.pytorch import emit_recurrences as recurrences
-from backends.pytorch.emit_text import SUM, Text, arguments, call, method, stretch
-from backends.pytorch.emit_values import (
+from backends.pytorch.emit import arithmetic, calls, coded, collectives, composites, recurrences
+from backends.pytorch.emit.text import SUM, Text, arguments, call, method, stretch
+from backends.pytorch.emit.values import (
     BATCH,
     EmitError,
     Matrix,
@@ -33,7 +28,7 @@ from backends.pytorch.emit_values import (
 from compiler.ir import Dim, Node
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit_body import Body
+    from backends.pytorch.emit.body import Body
 
 
 def emit(body: Body, node: Node) -> Value:

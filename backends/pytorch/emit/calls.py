@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from backends.pytorch import emit_recurrences as recurrences
-from backends.pytorch import emit_turns
-from backends.pytorch.emit_text import Text, call, stretch
-from backends.pytorch.emit_values import BATCH, EmitError, Value, full, permuted
+from backends.pytorch.emit import recurrences
+from backends.pytorch.emit import turns as emit_turns
+from backends.pytorch.emit.text import Text, call, stretch
+from backends.pytorch.emit.values import BATCH, EmitError, Value, full, permuted
 from compiler.ir import Dim, Graph, Node
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit_body import Body, Method
+    from backends.pytorch.emit.body import Body, Method
 
 
 def cache(body: Body, node: Node) -> Value:

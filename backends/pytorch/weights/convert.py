@@ -16,8 +16,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from backends.pytorch.allocate import coded_shapes
-from backends.pytorch.checkpoint import (
+from backends.pytorch.memory import shown
+from backends.pytorch.runtime.fp8 import quantised_matrix
+from backends.pytorch.weights.allocate import coded_shapes
+from backends.pytorch.weights.checkpoint import (
     FLOATS,
     FP8,
     INDEX,
@@ -26,13 +28,11 @@ from backends.pytorch.checkpoint import (
     scale_name,
     wrong_scale,
 )
-from backends.pytorch.dtypes import DTYPES
-from backends.pytorch.memory import shown
-from backends.pytorch.runtime.fp8 import quantised_matrix
-from backends.pytorch.stacks import stacked
-from backends.pytorch.tensorfile import Reader, Stored, TensorFileError
-from backends.pytorch.weights import dequantise
-from backends.pytorch.write import DiskFull
+from backends.pytorch.weights.dtypes import DTYPES
+from backends.pytorch.weights.fill import dequantise
+from backends.pytorch.weights.stacks import stacked
+from backends.pytorch.weights.tensorfile import Reader, Stored, TensorFileError
+from backends.pytorch.weights.write import DiskFull
 from compiler.coding import Coding
 
 CHUNK = 1 << 24  # bytes that are copied at once

@@ -136,7 +136,7 @@ class Reader:
         """
         import torch
 
-        from backends.pytorch.dtypes import DTYPES
+        from backends.pytorch.weights.dtypes import DTYPES
 
         if into is None:
             into = torch.empty(stored.shape, dtype=DTYPES[stored.dtype])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from backends.pytorch import emit_arithmetic as arithmetic
-from backends.pytorch.emit_text import call, wrapped
-from backends.pytorch.emit_values import EmitError, Value, permuted
+from backends.pytorch.emit import arithmetic
+from backends.pytorch.emit.text import call, wrapped
+from backends.pytorch.emit.values import EmitError, Value, permuted
 from compiler.coding import Coding, declared
 from compiler.ir import Node
 from dsl.formats import NumberFormat
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit_body import Body
+    from backends.pytorch.emit.body import Body
     from backends.pytorch.names import Scope
 
 

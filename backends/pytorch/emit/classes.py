@@ -7,20 +7,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from backends.pytorch import emit_turns
-from backends.pytorch.emit_body import Body, Method
-from backends.pytorch.emit_coded import annotation
-from backends.pytorch.emit_sizes import Sizes, atoms
-from backends.pytorch.emit_tables import table
-from backends.pytorch.emit_text import WIDTH, Text, call, comment, spoken, wrapped
-from backends.pytorch.emit_values import EmitError, Number, Value
+from backends.pytorch.emit import turns as emit_turns
+from backends.pytorch.emit.body import Body, Method
+from backends.pytorch.emit.coded import annotation
+from backends.pytorch.emit.sizes import Sizes, atoms
+from backends.pytorch.emit.tables import table
+from backends.pytorch.emit.text import WIDTH, Text, call, comment, spoken, wrapped
+from backends.pytorch.emit.values import EmitError, Number, Value
 from backends.pytorch.names import TAKEN, Scope, attribute
 from compiler import rules
 from compiler.ir import Child, Dim, Graph, Module, Node, Parameter, Program, Type
 from dsl.extents import Extent
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit import Emitter
+    from backends.pytorch.emit.module import Emitter
 
 
 @dataclass(frozen=True)

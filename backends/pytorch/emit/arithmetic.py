@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit_text import (
+from backends.pytorch.emit.text import (
     AND,
     COMPARE,
     OR,
@@ -19,7 +19,7 @@ from backends.pytorch.emit_text import (
     call,
     method,
 )
-from backends.pytorch.emit_values import (
+from backends.pytorch.emit.values import (
     BATCH,
     EmitError,
     Matrix,
@@ -33,7 +33,7 @@ from backends.pytorch.emit_values import (
 from compiler.ir import DType, Node
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit_body import Body
+    from backends.pytorch.emit.body import Body
 
 BINARY = {
     "add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "div": ("/", PRODUCT),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backends.pytorch import emit_calls as calls
-from backends.pytorch.emit_text import PRODUCT, Text, binary, call
-from backends.pytorch.emit_values import BATCH, Value, full, letters, permuted
+from backends.pytorch.emit import calls
+from backends.pytorch.emit.text import PRODUCT, Text, binary, call
+from backends.pytorch.emit.values import BATCH, Value, full, letters, permuted
 from compiler.ir import Node
 
 if TYPE_CHECKING:
-    from backends.pytorch.emit_body import Body
+    from backends.pytorch.emit.body import Body
 
 
 def replaced(body: Body, node: Node) -> Value:
