@@ -6,6 +6,7 @@ import pytest
 
 from backends.pytorch.emit.module import emit
 from compiler.equivalence import equivalent
+from compiler.passes.placing import NotBuilt
 from compiler.pipeline import compile_model
 from dsl.constants import Choices
 from dsl.diagnostics import DiagnosticError
@@ -85,6 +86,20 @@ model Own {
 }
 """
 
+INNER = """
+block Inner[d] {
+  index e : 4, q : 1
+  param centroid[e, d]
+  use leaf[e] = Unit[d]
+  def (x[d]) -> y[d] {
+    score[e] = centroid[e,d] * x[d]
+    pick[q]  = argtop[e -> q](score[e])
+    gate[q]  = sigmoid(score[pick[q]])
+    y[d]     = gate[q] * leaf[pick[q]](x[d])
+  }
+}
+"""
+
 DEPLOYS = {
     "three blocks, of which two are picked": "mesh ep = 3  shard batch -> ep, Mix.unit -> ep",
     "an extent that is a number": "mesh tp = 11  shard Unit.f -> tp",
@@ -125,3 +140,28 @@ def test_a_block_with_two_placements_has_two_methods(tmp_path):
 def test_only_the_outermost_part_of_a_named_product_is_divided(tmp_path):
     with pytest.raises(DiagnosticError, match="'ij' cannot be divided along 'j'"):
         compiled(tmp_path, "mesh tp = 5  shard Memory.j -> tp")
+
+
+def test_blocks_in_picked_blocks_are_not_sent_tokens(tmp_path):
+    """Ranks where nobody picked the block around them would not come to the exchange."""
+    text = MODEL.replace("use unit[e] = Unit[d]", "use unit[e] = Inner[d]") + INNER
+    file = tmp_path / "own.arch"
+    file.write_text(
+        text + "deploy here of Own { mesh ep = 2  shard batch -> ep, Inner.leaf -> ep }"
+    )
+    line = 1 + text[: text.index("gate[q] * leaf")].count("\n")
+    with pytest.raises(NotBuilt) as raised:
+        compile_model(str(file), Choices(), deploy="here")
+    assert str(raised.value) == (
+        f"{file}:{line}: the blocks of 'leaf' cannot be dealt out over 'ep', which sequences are "
+        "spread over: they stand in blocks that are picked themselves; deal those out instead"
+    )
+
+
+def test_blocks_in_picked_blocks_share_the_work_of_ranks_with_the_same_tokens(tmp_path):
+    file = tmp_path / "own.arch"
+    text = MODEL.replace("use unit[e] = Unit[d]", "use unit[e] = Inner[d]") + INNER
+    deploy = "mesh ep = 3, tp = 2  shard batch -> ep, Mix.unit -> ep, Inner.leaf -> tp"
+    file.write_text(f"{text}deploy here of Own {{ {deploy} }}")
+    stages = compile_model(str(file), Choices(), deploy="here")
+    equivalent(stages.after("recognise"), stages.after("shard"))
