@@ -167,12 +167,13 @@ class Frame:
 
     def element(self, node: Node) -> Element:
         """What a computed value is held in; only names round to the activation dtype."""
-        if node.type.dtype in ("act", "f32"):
+        if node.type.dtype in ("act", "f32", "coded"):  # what codes stand for
             return "f32"
         return "i64" if node.type.dtype == "i64" else "i1"
 
     def stored(self, dtype: str) -> Element:
-        return {"act": self.step.act, "f32": "f32", "i64": "i64", "bool": "i1"}[dtype]
+        kinds: dict[str, Element] = {"f32": "f32", "coded": "f32", "i64": "i64", "bool": "i1"}
+        return self.step.act if dtype == "act" else kinds[dtype]
 
     def unsupported(self, node: Node, why: str) -> Unsupported:
         place = f"{node.span}: " if node.span else ""
