@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 
-from backends.mlir.coding import NoCodes, element_of
 from backends.mlir.linalg import Linalg
 from backends.mlir.lower import Frame, lowers
 from backends.mlir.step import COLUMNS, TILE, WITHIN
@@ -27,10 +26,7 @@ def quantize(frame: Frame, node: Node, args: list[Value]) -> Value:
     along = [n for n in coding.over if frame.kinds.get(n) in ("time", "history")]
     if along:
         raise frame.unsupported(node, f"its tiles run along positions ({', '.join(along)})")
-    try:
-        element_of(coding)
-    except NoCodes as why:
-        raise frame.unsupported(node, str(why)) from None
+    frame.check_codes(node, coding)
     return represented(frame.ops, args[0], coding)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from backends.mlir import packed
-from backends.mlir.coding import NoCodes, element_of, packs
+from backends.mlir.coding import packs
 from backends.mlir.lower import Frame, lowers
 from backends.mlir.step import INNER, LANES, OUTER
 from backends.mlir.values import BATCH, Axis, Element, Size, Value, union
@@ -36,10 +36,7 @@ def param(frame: Frame, node: Node, args: list[Value]) -> Value:
     pattern = frame.step.weights.patterns[path, frame.place.ranges]
     is_factor = _is_factor(frame, node)
     if pattern.coding is not None:
-        try:
-            element_of(pattern.coding)
-        except NoCodes as why:
-            raise frame.unsupported(node, str(why)) from None
+        frame.check_codes(node, pattern.coding)
         is_factor = is_factor and packs(pattern.coding, pattern.shape, LANES)
     found = frame.step.weight(path, frame.place.ranges, frame.index, is_factor)
     names = dict(zip(pattern.dims, node.type.names, strict=True))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from backends.mlir import coded, experts, lower_ops  # noqa: F401 (they register what they lower)
 from backends.mlir.linalg import Linalg
-from backends.mlir.lower import LOWERINGS, Frame, lacking
+from backends.mlir.lower import Frame, lacking
 from backends.mlir.step import Key, Step, Weights
 from backends.mlir.values import BATCH, Axis, Code, Element, Size, Unsupported, Value
 from compiler import spec
@@ -74,8 +74,8 @@ def supported(program: Program) -> None:
     if node is not None:
         place = f"{node.span}: " if node.span else ""
         raise Unsupported(
-            f"{place}the MLIR backend cannot compile '{node.op}' "
-            f"(it lowers {', '.join(sorted(LOWERINGS))})"
+            f"{place}the MLIR backend cannot compile '{node.op}' ({spec.op(node).says}); "
+            "--backend pytorch can"
         )
     body = program.bodies[program.entries[ENTRY].body]
     if len(body.inputs) != 1 or body.inputs[0].type.dtype != "i64":
