@@ -12,7 +12,7 @@ import torch
 
 import dslc
 from backends.mlir.model import Model, load
-from backends.pytorch.tensorfile import Reader, read_header
+from backends.pytorch.weights.tensorfile import Reader, read_header
 from dslc.cli import run
 from mlir.compiled import CODED, compiled, folder, model, reference
 
