@@ -11,16 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dsl import deploy_syntax as written
 from dsl import syntax as ast
 from dsl.clusters import Cluster, clusters
-from dsl.deploy import Axis, Deployment, Mesh, ShardRule
-from dsl.deploy_clauses import Values, recomputed, serve, train
-from dsl.deploy_inherit import Clauses, Home, inherited
-from dsl.deploy_names import Anatomy, shard_target
-from dsl.deploy_precision import precision_rule
-from dsl.deploy_sizes import Sizes
-from dsl.deploy_stages import Ranges, StageMaker, check_schedule, overlap
+from dsl.deploy import syntax as written
+from dsl.deploy.clauses import Values, recomputed, serve, train
+from dsl.deploy.inherit import Clauses, Home, inherited
+from dsl.deploy.names import Anatomy, shard_target
+from dsl.deploy.precision import precision_rule
+from dsl.deploy.sizes import Sizes
+from dsl.deploy.stages import Ranges, StageMaker, check_schedule, overlap
+from dsl.deploy.typed import Axis, Deployment, Mesh, ShardRule
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Note, Span, near
 from dsl.extents import ExtentError
 from dsl.files import Library, Unit

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dsl.clusters import Cluster
-from dsl.deploy import Deployment, PrecisionRule, Serve, ShardRule, Stages, Stored, Train
-from dsl.deploy_clauses import DECODE, PREFILL, TRAIN
+from dsl.deploy.clauses import DECODE, PREFILL, TRAIN
+from dsl.deploy.typed import Deployment, PrecisionRule, Serve, ShardRule, Stages, Stored, Train
 from dsl.diagnostics import Span
 from dsl.formats import NumberFormat
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dsl import syntax as ast
-from dsl.deploy import Target
-from dsl.deploy_syntax import Place
+from dsl.deploy.syntax import Place
+from dsl.deploy.typed import Target
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.files import Library, Unit
 

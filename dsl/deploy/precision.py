@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dsl import deploy_syntax as written
 from dsl import syntax as ast
-from dsl.deploy import PrecisionRule, Stored, Target
-from dsl.deploy_names import Anatomy, selected_target
+from dsl.deploy import syntax as written
+from dsl.deploy.names import Anatomy, selected_target
+from dsl.deploy.typed import PrecisionRule, Stored, Target
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.formats import Formats, checked_tile
 from dsl.tables import count

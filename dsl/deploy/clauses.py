@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dsl import deploy_syntax as written
 from dsl import syntax as ast
 from dsl.constants import Constant, ConstantError, Constants, evaluate
-from dsl.deploy import Serve, Target, Train
-from dsl.deploy_names import Anatomy, kept_target
+from dsl.deploy import syntax as written
+from dsl.deploy.names import Anatomy, kept_target
+from dsl.deploy.typed import Serve, Target, Train
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.formats import Formats, NumberFormat, word
 from dsl.tables import count, key_of, number, spelled

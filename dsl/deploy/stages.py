@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dsl import deploy_syntax as written
-from dsl.deploy import Mesh, Overlap, Stage, Stages, Train
-from dsl.deploy_clauses import Values
-from dsl.deploy_names import Anatomy
+from dsl.deploy import syntax as written
+from dsl.deploy.clauses import Values
+from dsl.deploy.names import Anatomy
+from dsl.deploy.typed import Mesh, Overlap, Stage, Stages, Train
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.tables import count
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from dsl import deploy_syntax as written
 from dsl import syntax as ast
+from dsl.deploy import syntax as written
 from dsl.diagnostics import Diagnostics, near
 from dsl.files import Unit
 from dsl.tables import MOST_BASES, key_of, report_circle, report_depth, spelled

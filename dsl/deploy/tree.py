@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lark import Token
 from lark.tree import Meta
 
-from dsl import deploy_syntax as ast
+from dsl.deploy import syntax as ast
 from dsl.diagnostics import Span
 from dsl.syntax import Literal, Name, Ref, Setting
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dsl import typed
-from dsl.deploy import Mesh, ShardRule, Split
+from dsl.deploy.typed import Mesh, ShardRule, Split
 from dsl.diagnostics import Diagnostics, Span
 from dsl.extents import Extent
 from dsl.instances import Instance, Instances

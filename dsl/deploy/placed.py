@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dsl import typed
-from dsl.deploy import Deployment, ShardRule
-from dsl.deploy_sizes import Sizes, _Dim, _Place, outermost
+from dsl.deploy.sizes import Sizes, _Dim, _Place, outermost
+from dsl.deploy.typed import Deployment, ShardRule
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics
 from dsl.instances import Instance, Instances
 from dsl.program import CheckedProgram
