@@ -17,7 +17,7 @@ from backends.triton.patterns.context import Context, Experts, packed
 from backends.triton.patterns.norms import spec_of
 from compiler.coding import Coding
 from compiler.ir import Node
-from dsl.deploy import Stored
+from dsl.deploy.typed import Stored
 from dsl.formats import Tile
 
 
