@@ -58,11 +58,13 @@ class ShardedModel(Model):
 
     Attributes:
         mesh: the ranks.
-        bytes_read: of the checkpoint, by this rank.
+        bytes_read: of the checkpoint, by this rank. ``bytes_compared``: read once more, as ranks
+            have copies of it: what another rank has loaded.
     """
 
     mesh: Mesh
     bytes_read: int
+    bytes_compared: int = 0
 
     @torch.no_grad()
     def _computed(self, entry: str, step: Step, inputs: Mapping[str, Tensor]) -> Tensor:
