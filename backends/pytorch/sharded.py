@@ -86,18 +86,19 @@ class ShardedModel(Model):
             self._apart = False
 
     def _choose(self, logits: Tensor, rows: Sequence[int], step: int, *how: Any) -> Tensor:
-        """As ``sampling.choose``: every rank for its own sequences, and all get the tokens."""
-        axes = self.manifest.batch
-        mine = [i for i, row in enumerate(rows) if row in self._slots]
-        if self.mesh.ways(*axes) == 1:
-            return sampling.choose(logits, rows, step, *how)
+        """As ``sampling.choose``: every rank for its own sequences, in turns with those that have the
+        same ones; all get the tokens."""
+        mesh = self.mesh
+        others = [axis for axis in mesh.sizes if axis not in self.manifest.batch]
+        own = [i for i, row in enumerate(rows) if row in self._slots]
+        mine = own[mesh.index(*others) :: mesh.ways(*others)]
         tokens = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
         if mine:
-            own = logits[mine]
-            nan = own.amax(-1).isnan()
-            chosen = sampling.choose(own.nan_to_num(), [rows[i] for i in mine], step, *how)
+            some = logits[mine]
+            nan = some.amax(-1).isnan()
+            chosen = sampling.choose(some.nan_to_num(), [rows[i] for i in mine], step, *how)
             tokens[mine] = torch.where(nan, NO_TOKEN, chosen)
-        tokens = torch.stack(self.mesh.group(*axes).all_gather(tokens)).sum(0)
+        tokens = torch.stack(mesh.group(*mesh.sizes).all_gather(tokens)).sum(0)
         sampling.refuse_nan(tokens == NO_TOKEN, rows, step)
         return tokens
 
