@@ -132,6 +132,8 @@ def attention(context: Context, node: Node) -> Group | None:
     if node.op != "attention" or not isinstance(node.attrs["mask"], tuple | None):
         return None
     a = node.attrs
+    if a.get("score") is not None or a.get("sink") is not None:
+        return None
     heads = [node.type.dim(name) for name in a["heads"]]
     time = str(a["time"])
     if node.type.names != (time, *a["heads"], *a["values"]) or node.type.dtype != "act":
