@@ -37,7 +37,7 @@ def measured(compiled: str, checkpoint: str, dtype: str | None = None) -> dict[s
 
 def stored(checkpoint: Path, array: str = ".experts.") -> tuple[int, int]:
     """Bytes of a checkpoint's arrays of blocks, and of everything else."""
-    from backends.pytorch.checkpoint import open_checkpoint
+    from backends.pytorch.weights.checkpoint import open_checkpoint
 
     tensors = open_checkpoint(checkpoint).tensors.items()
     blocks = sum(t.size for name, t in tensors if array in name)

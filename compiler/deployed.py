@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from compiler.errors import UserError
 from compiler.precision import CONTRACTIONS
-from dsl.deploy import Deployment
+from dsl.deploy.typed import Deployment
 from dsl.diagnostics import Span
 
 Found = tuple[str, Span | None]  # what it asks for, and where

@@ -34,8 +34,8 @@ from dsl.extents import Extent
 
 if TYPE_CHECKING:
     from compiler.coding import Coding
-    from dsl.deploy import Deployment
-    from dsl.deploy_placed import PlacedBlock
+    from dsl.deploy.placed import PlacedBlock
+    from dsl.deploy.typed import Deployment
 
 # Reserved names of lengths that are known only when a step runs.
 TIME = Extent.name("time")  # positions asked for in this step, of one sequence

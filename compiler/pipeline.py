@@ -14,8 +14,8 @@ from importlib import import_module
 from compiler.ir import Program
 from compiler.verify import verify
 from dsl.constants import Choices
-from dsl.deploy_check import choose
-from dsl.deploy_placed import placed
+from dsl.deploy.check import choose
+from dsl.deploy.placed import placed
 from dsl.program import CheckedProgram, open_program
 
 # In order. Names are those of interface.md; a pass is a module with ``run(program) -> program``.

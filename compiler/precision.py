@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compiler.ir import Graph, Node, Program
 from compiler.tensors import VIEWS, Place, places
-from dsl.deploy import PrecisionRule, Target
+from dsl.deploy.typed import PrecisionRule, Target
 
 CONTRACTIONS = frozenset({"contractions", "parameter", "named"})  # what such rules are for
 

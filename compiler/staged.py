@@ -18,7 +18,7 @@ from __future__ import annotations
 from compiler import spec
 from compiler.ir import Program
 from compiler.planning.pipeline import Turn, dualpipe, one_f_one_b, zb1p
-from dsl.deploy import Deployment, Stage
+from dsl.deploy.typed import Deployment, Stage
 
 SCHEDULES = {"1f1b": one_f_one_b, "zb1p": zb1p, "dualpipe": dualpipe}
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dsl import syntax as ast
-from dsl.deploy_syntax import Figure as Written
-from dsl.deploy_syntax import Quantity
+from dsl.deploy.syntax import Figure as Written
+from dsl.deploy.syntax import Quantity
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.formats import NumberFormat, word
 from dsl.tables import Key, Merged, Tables, count, key_of, spelled

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import ldexp
 
 from dsl import syntax as ast
-from dsl.deploy_syntax import Figure, TileSize
+from dsl.deploy.syntax import Figure, TileSize
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.tables import Merged, Tables, count, spelled
 

@@ -15,8 +15,8 @@ from dsl.checkpoint_names import check_names, check_tensors
 from dsl.clusters import Cluster
 from dsl.constants import Choices, Constants
 from dsl.declarations import check_declarations, check_presets, check_values, const_functions
-from dsl.deploy import Deployment
-from dsl.deploy_check import check_deployments
+from dsl.deploy.check import check_deployments
+from dsl.deploy.typed import Deployment
 from dsl.diagnostics import Diagnostic, DiagnosticError, Diagnostics, Note, in_order, near
 from dsl.entries import check_entries
 from dsl.files import Library, Unit, load, locate

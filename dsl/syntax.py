@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsl.deploy_syntax import Deploy as Deploy
-from dsl.deploy_syntax import Table as Table
+from dsl.deploy.syntax import Deploy as Deploy
+from dsl.deploy.syntax import Table as Table
 from dsl.diagnostics import Span
 
 MAX_DEPTH = 120  # nesting of expressions and of braces

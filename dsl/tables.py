@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dsl import syntax as ast
-from dsl.deploy_syntax import Deploy, Figure, Table
+from dsl.deploy.syntax import Deploy, Figure, Table
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.files import Library, Unit
 

@@ -10,7 +10,7 @@ from lark import Token, Tree
 from lark.tree import Meta
 
 from dsl import syntax as ast
-from dsl.deploy_tree import DeployTree
+from dsl.deploy.tree import DeployTree
 from dsl.diagnostics import Refused, Source, Span
 
 LARGEST = 2**62  # a larger whole number is a slip

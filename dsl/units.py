@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsl import deploy_syntax as ast
+from dsl.deploy import syntax as ast
 from dsl.diagnostics import Diagnostics, near
 
 _DECIMAL = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}

@@ -20,8 +20,8 @@ from compiler.report import Report, report
 from compiler.staged import is_staged, staged_text
 from compiler.text import program_text
 from dsl.constants import Choices
-from dsl.deploy import Deployment
-from dsl.deploy_check import choose
+from dsl.deploy.check import choose
+from dsl.deploy.typed import Deployment
 from dsl.diagnostics import near
 from dsl.requirements import limit_of
 from dslc.config import read_config
@@ -92,7 +92,7 @@ class Program:
         Raises:
             UserError: the deployment asks for what no pass acts on yet.
         """
-        from backends.pytorch.emit import emit
+        from backends.pytorch.emit.module import emit
 
         refuse_what_is_not_acted_on(self.compiled.program.deployment)
         return self.generated.model if self.generated else emit(self.compiled.program)

@@ -18,7 +18,7 @@ from compiler.tensors import patterns
 from compiler.used import used
 from dsl import syntax as ast
 from dsl.constants import Choices, Constant, Constants, config_value, shown
-from dsl.deploy import Deployment, PrecisionRule
+from dsl.deploy.typed import Deployment, PrecisionRule
 from dsl.diagnostics import DiagnosticError, Diagnostics
 from dsl.instances import Instances
 from dsl.program import CheckedProgram

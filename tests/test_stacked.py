@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GptOssConfig
 
 import dslc
-from backends.pytorch.checkpoint import CheckpointError, open_checkpoint
-from backends.pytorch.convert import to_codes
+from backends.pytorch.weights.checkpoint import CheckpointError, open_checkpoint
+from backends.pytorch.weights.convert import to_codes
 from compiler.coding import Coding
 from dsl.program import open_program
 from dslc.cli import run

@@ -29,9 +29,9 @@ import numpy as np
 
 from backends.mlir.artifact import Layout
 from backends.mlir.weights import HELD, Array, Progress, fill, listed
-from backends.pytorch.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.memory import require, shown
-from backends.pytorch.tensorfile import TensorFileError, read_header
+from backends.pytorch.weights.checkpoint import Match, match, open_checkpoint
+from backends.pytorch.weights.tensorfile import TensorFileError, read_header
 from compiler.manifest import Manifest
 
 ALIGNED = 64  # bytes: what IREE takes as it is

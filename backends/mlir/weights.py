@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from backends.mlir.artifact import Layout, laid_out
 from backends.mlir.step import key_of
-from backends.pytorch.checkpoint import CheckpointError, Match, Source
-from backends.pytorch.random_values import values
-from backends.pytorch.tensorfile import Reader, Stored, TensorFileError
+from backends.pytorch.weights.checkpoint import CheckpointError, Match, Source
+from backends.pytorch.weights.random_values import values
+from backends.pytorch.weights.tensorfile import Reader, Stored, TensorFileError
 from compiler.manifest import Manifest, ManifestError
 from compiler.tensors import Pattern, Tensor
 

@@ -12,19 +12,20 @@ from typing import Any
 
 import torch
 
-from backends.pytorch import initialise, weights
 from backends.pytorch.ahead.decoder import Decoder, loaded, obstacle, read_plan
 from backends.pytorch.ahead.rows import FewRows
-from backends.pytorch.allocate import Memory
-from backends.pytorch.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.inputs import InputError
 from backends.pytorch.memory import require
 from backends.pytorch.model import Model
 from backends.pytorch.modules import imported_as
 from backends.pytorch.places import remember_text
-from backends.pytorch.problems import listing
 from backends.pytorch.ranks import alike, connect
 from backends.pytorch.sharded import ShardedModel, own_part, place_blocks
+from backends.pytorch.weights.fill import initialise
+from backends.pytorch.weights.allocate import Memory
+from backends.pytorch.weights.checkpoint import Match, match, open_checkpoint
+from backends.pytorch.weights.fill import fill
+from backends.pytorch.weights.problems import listing
 from backends.pytorch.world import check_world
 from compiler.manifest import Manifest, ManifestError, digest, read, verified_files
 
@@ -120,7 +121,7 @@ def load(
     bytes_read = 0
     require("loading the weights", sum(memory.needed(p) for p in needed), place)
     if found:
-        bytes_read = weights.fill(found, memory.of, progress)
+        bytes_read = fill(found, memory.of, progress)
     else:
         initialise.fill(patterns, memory.of, seed, progress)
     memory.complete(patterns, needed)

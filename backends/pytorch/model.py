@@ -27,12 +27,12 @@ from backends.pytorch.inputs import (
 from backends.pytorch.memory import require
 from backends.pytorch.names import attribute_path
 from backends.pytorch.places import located
-from backends.pytorch.problems import listing, message, told
 from backends.pytorch.replay import Replays
 from backends.pytorch.runtime import Cache, Step
 from backends.pytorch.runtime.fp8 import CodedWeight, moved_codes
 from backends.pytorch.runtime.paged import PagedCache
 from backends.pytorch.sampling import choose
+from backends.pytorch.weights.problems import listing, message, told
 from compiler.errors import UserError
 from compiler.manifest import EntryRow, Manifest
 
@@ -366,8 +366,8 @@ class Model(nn.Module):
         return IncompatibleKeys(missing, unexpected)
 
     def save(self, folder: str | Path, checkpoint: str | Path | None = None) -> None:
-        """Write the weights as a Hugging Face checkpoint: ``backends.pytorch.saving.save``."""
-        from backends.pytorch.saving import save
+        """Write the weights as a Hugging Face checkpoint: ``weights.saving.save``."""
+        from backends.pytorch.weights.saving import save
 
         save(self, folder, checkpoint)
 

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistError, DistNetworkError
 
-from backends.pytorch.checkpoint import Checkpoint
 from backends.pytorch.faults import Pulse
 from backends.pytorch.runtime import Mesh
+from backends.pytorch.weights.checkpoint import Checkpoint
 from backends.pytorch.world import RankError, check_world, rank, world
 from compiler.manifest import FILE_NAME, Manifest
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.pytorch.checkpoint import Match, Source
 from backends.pytorch.inputs import InputError
 from backends.pytorch.model import KEPT_AS_CODES, IncompatibleKeys, Model
 from backends.pytorch.names import attribute_path
-from backends.pytorch.problems import message, told
 from backends.pytorch.runtime import Cache, Mesh, Step
 from backends.pytorch.runtime.routing import Placement
-from backends.pytorch.slices import PlacementError, own, part_of
+from backends.pytorch.weights.checkpoint import Match, Source
+from backends.pytorch.weights.problems import message, told
+from backends.pytorch.weights.slices import PlacementError, own, part_of
 from compiler.manifest import Manifest
 from compiler.shards import OwnTensor
 from compiler.tensors import Pattern
@@ -169,7 +169,7 @@ class ShardedModel(Model):
 
 def _as_parts(model: ShardedModel, state_dict: dict[str, Any], prefix: str, _: object) -> None:
     """What is divided says so: ``torch.distributed.checkpoint`` would take it for whole."""
-    from backends.pytorch.saving import Part
+    from backends.pytorch.weights.saving import Part
 
     for tensor in model.own_tensors().values():
         name = prefix + tensor.name

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from backends.pytorch.emit import emit
+from backends.pytorch.emit.module import emit
 from backends.triton import tuning
 from backends.triton.ahead import Binary, triton_version
 from backends.triton.fit import adopted, fitting

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from backends.pytorch.emit_body import Body
-from backends.pytorch.emit_kernels import Group
+from backends.pytorch.emit.body import Body
+from backends.pytorch.emit.kernels import Group
 from backends.triton.kernel import Operator
 from backends.triton.own import Extern
 from backends.triton.patterns import (
@@ -62,7 +62,7 @@ class Fallback:
 
 
 class Selection:
-    """The kernels of one program; see ``backends.pytorch.emit_kernels.Kernels``."""
+    """The kernels of one program; see ``backends.pytorch.emit.kernels.Kernels``."""
 
     def __init__(self, target: Target, dtype: str):
         self.target = target

@@ -15,7 +15,7 @@ from compiler.errors import UserError
 from compiler.ir import Graph, Node, Program
 from compiler.planning.rates import Rates
 from compiler.traffic import of_routing
-from dsl.deploy import Deployment
+from dsl.deploy.typed import Deployment
 
 # FLOP/s in BF16 and bytes/s that good kernels reach on an H800, and a NIC's and a collective's
 # figures there (models/clusters.arch gives the sources).

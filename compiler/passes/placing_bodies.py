@@ -20,7 +20,7 @@ from compiler.passes.placing import (
 )
 from compiler.passes.placing_rules import result
 from compiler.spec_collectives import BETWEEN_RANKS
-from dsl.deploy_placed import PlacedUse
+from dsl.deploy.placed import PlacedUse
 
 Rule = Callable[[Placer, Node], Placed]
 Pairs = dict[str, str]  # a body's dim, the caller's

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from compiler import spec
 from compiler.ir import Graph, Node, Program
-from dsl.deploy import Deployment
+from dsl.deploy.typed import Deployment
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from compiler.ir import Dim, Graph, Node, Parameter, Program, Rewriter
 from compiler.passes import order
 from compiler.precision import CONTRACTIONS, excepts, names_of, selects
 from compiler.tensors import Place, places
-from dsl.deploy import Deployment, PrecisionRule, Stored
+from dsl.deploy.typed import Deployment, PrecisionRule, Stored
 
 Key = tuple[str, str, str]  # module, body, node
 VIEWS = frozenset({"cast", "flatten", "part", "rename", "select", "unflatten"})

@@ -20,8 +20,8 @@ from compiler import spec_collectives as spec_collectives  # registers the ops
 from compiler.collectives import divided
 from compiler.ir import Child, Dim, Graph, Module, Program, Type
 from compiler.passes.placing import Placed, Placer
-from dsl.deploy_check import SHARED_STATE
-from dsl.deploy_placed import PlacedBlock, PlacedUse
+from dsl.deploy.check import SHARED_STATE
+from dsl.deploy.placed import PlacedBlock, PlacedUse
 
 Key = tuple[str, PlacedBlock]
 

@@ -9,7 +9,7 @@ from compiler import spec
 from compiler.ir import Program
 from compiler.precision import weights_of
 from compiler.tensors import VIEWS, places
-from dsl.deploy import Deployment, Stored
+from dsl.deploy.typed import Deployment, Stored
 from dsl.formats import NumberFormat, Tile
 
 HALF = 2.0  # bytes of the model's own type where nothing is said: bfloat16

@@ -12,7 +12,7 @@ from compiler.planning.kernels import rule_of
 from compiler.planning.ops import Op, Operand, Param, Piece
 from compiler.planning.sharding import Sharding
 from compiler.tensors import Pattern, patterns, places
-from dsl.deploy import Target
+from dsl.deploy.typed import Target
 
 # Their gradient is that of the result, whatever the operands were.
 LINEAR = frozenset({"add", "sub", "neg"})

@@ -22,7 +22,7 @@ from compiler.planning.sharding import Sharding
 from compiler.planning.times import Times
 from compiler.tensors import places
 from compiler.training_costs import Backward, backward
-from dsl.deploy import Deployment
+from dsl.deploy.typed import Deployment
 
 
 @dataclass(frozen=True)

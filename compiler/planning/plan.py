@@ -20,7 +20,7 @@ from compiler.planning.streams import Schedule, Task
 from compiler.planning.training import Memory, Step, Training
 from compiler.report import report
 from dsl.clusters import Figure
-from dsl.deploy import Deployment
+from dsl.deploy.typed import Deployment
 from dsl.tables import spelled
 
 DAY = 86_400.0

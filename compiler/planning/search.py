@@ -14,7 +14,7 @@ from itertools import pairwise
 from compiler.errors import UserError
 from compiler.ir import Program
 from compiler.planning.plan import Plan, make
-from dsl.deploy import Deployment, Mesh, ShardRule, Split, Stage, Stages
+from dsl.deploy.typed import Deployment, Mesh, ShardRule, Split, Stage, Stages
 
 BEST = 5
 MICRO_BATCHES = (1, 2, 4)

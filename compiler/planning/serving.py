@@ -17,7 +17,7 @@ from compiler.planning.streams import Schedule, Task
 from compiler.planning.times import Times
 from compiler.planning.training import Memory
 from compiler.tensors import caches
-from dsl.deploy import Serve
+from dsl.deploy.typed import Serve
 
 MOST_PROMPTS = 64  # a pass of more whole prompts has nothing to win
 MOST_SEQUENCES = 4096

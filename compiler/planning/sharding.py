@@ -10,7 +10,7 @@ from itertools import product
 from compiler.errors import UserError
 from compiler.ir import Dim, Program
 from compiler.tensors import Place
-from dsl.deploy import Deployment
+from dsl.deploy.typed import Deployment
 
 Where = tuple[str, tuple[range, ...]]  # a place: its path and ranges
 SHARED_STATE = ("optimizer", "gradients", "parameters")

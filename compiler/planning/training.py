@@ -17,7 +17,7 @@ from compiler.planning.rates import Rates
 from compiler.planning.segments import Layer, backward, forward, together
 from compiler.planning.streams import Schedule, Task
 from compiler.planning.times import Sent, Times
-from dsl.deploy import Stage, Stages, Train
+from dsl.deploy.typed import Stage, Stages, Train
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.pytorch.checkpoint import Checkpoint, open_checkpoint
-from backends.pytorch.tensorfile import Reader
+from backends.pytorch.weights.checkpoint import Checkpoint, open_checkpoint
+from backends.pytorch.weights.tensorfile import Reader
 from dslc.bench.contestants import Absent
 
 FAMILIES = {"deepseek_v2", "deepseek_v3"}

@@ -37,7 +37,7 @@ class WithMlir:
 
 def with_pytorch(setup: Setup) -> Contestant:
     """The directory's graph, written as ``model.py``."""
-    from backends.pytorch.emit import emit
+    from backends.pytorch.emit.module import emit
     from dslc.bench.ours import Ours
 
     about = read(setup.directory)

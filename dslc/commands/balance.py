@@ -59,9 +59,9 @@ def _deployed(options: argparse.Namespace, loads: Loads) -> tuple[int, int, int,
         UserError: it is not known of which file, or it deals out no array, or several, of so many.
     """
     from dsl.constants import Choices
-    from dsl.deploy_check import choose
-    from dsl.deploy_placed import dealt
-    from dsl.deploy_placed import placed as tree
+    from dsl.deploy.check import choose
+    from dsl.deploy.placed import dealt
+    from dsl.deploy.placed import placed as tree
     from dsl.program import open_program
 
     file = options.file or loads.file or _declaring(options.deploy)

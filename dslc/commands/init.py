@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
         import torch
 
-        from backends.pytorch.write import write_random
+        from backends.pytorch.weights.write import write_random
 
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
         with progress("writing") as bar:

@@ -11,7 +11,7 @@ from compiler.manifest import ContextRow
 from compiler.pipeline import BY_MODULE
 from compiler.report import Report
 from compiler.traffic import Traffic, traffic
-from dsl import deploy_show
+from dsl.deploy import show as deploy_show
 from dslc.commands.options import add_json, add_source, compiled, positive
 from dslc.terminal import flops, large, steps, table
 

@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _written(options: argparse.Namespace, folder: Path) -> dict[str, int]:
-    from backends.pytorch import convert
-    from backends.pytorch.checkpoint import open_checkpoint
+    from backends.pytorch.weights.fill import convert
+    from backends.pytorch.weights.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(options.checkpoint)
     config: dict[str, Any] = dict(checkpoint.config)
@@ -71,8 +71,8 @@ def _written(options: argparse.Namespace, folder: Path) -> dict[str, int]:
 def _quantised(
     options: argparse.Namespace, checkpoint: Any, config: dict[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    from backends.pytorch import convert
-    from backends.pytorch.checkpoint import match
+    from backends.pytorch.weights.fill import convert
+    from backends.pytorch.weights.checkpoint import match
     from compiler import tensors
     from dslc.program import SOURCE, compile_file
     from dslc.published import coding_config, codings, shipped_for

@@ -272,7 +272,7 @@ def _generate(
     transcript: Transcript,
 ) -> list[list[int]]:
     """Prompt and continuation of each sequence."""
-    from backends.pytorch.checkpoint import eos_tokens
+    from backends.pytorch.weights.checkpoint import eos_tokens
 
     def on_token(step: int, new: list[int]) -> None:
         watch.token(step, new)

@@ -55,9 +55,9 @@ def test_entries_say_who_needs_a_tensor(published):
 
 
 def test_every_tensor_of_the_largest_model_is_listed_at_once(published):
-    start = time.perf_counter()
+    start = time.process_time()
     names = [t.name for t in tensors(published)]
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert len(names) == len(set(names)) == 46_181
     assert seconds < 3  # 0.2 on a free core
 
@@ -138,11 +138,11 @@ def test_blocks_add_up_to_their_parents(published):
 
 
 def test_more_layers_and_experts_cost_no_time():
-    start = time.perf_counter()
+    start = time.process_time()
     program = elaborate(open_program("dsv3", Choices(set={"layers": 6100, "experts": 25600})))
     assert len(patterns(program)) == 53
     assert report(program).parameters > 1e14
-    assert time.perf_counter() - start < 10  # under one on a free core
+    assert time.process_time() - start < 10  # under one on a free core
 
 
 def test_picked_matrices_that_stand_in_one_tensor_are_activated(tmp_path):

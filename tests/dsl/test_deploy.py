@@ -6,8 +6,8 @@ import pytest
 from deploy_toy import program
 
 from dsl.constants import Choices
-from dsl.deploy_check import choose
-from dsl.deploy_show import cluster_rows, describe, describe_cluster, describe_format, rows
+from dsl.deploy.check import choose
+from dsl.deploy.show import cluster_rows, describe, describe_cluster, describe_format, rows
 from dsl.diagnostics import DiagnosticError
 from dsl.program import check_file, open_program
 

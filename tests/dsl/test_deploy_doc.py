@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dsl.clusters import COLLECTIVES, KERNELS, PLAIN
-from dsl.deploy_clauses import DECODE, PREFILL, TRAIN
-from dsl.deploy_stages import SCHEDULES
+from dsl.deploy.clauses import DECODE, PREFILL, TRAIN
+from dsl.deploy.stages import SCHEDULES
 from dsl.formats import FIELDS
 from dsl.program import check_file
 

@@ -10,7 +10,7 @@ from backends.triton.families.formats import quantised
 from backends.triton.families.quantise import Quantise, generate
 from backends.triton.targets import SM_90, SM_100
 from compiler.coding import Coding
-from dsl.deploy import Stored
+from dsl.deploy.typed import Stored
 from dsl.formats import Tile
 from dsl.program import open_program
 

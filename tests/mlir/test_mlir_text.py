@@ -9,7 +9,7 @@ import torch
 import dslc
 from backends.mlir.emit import torch_step
 from backends.mlir.module import lower
-from backends.pytorch.random_values import values
+from backends.pytorch.weights.random_values import values
 from compiler.errors import UserError
 from compiler.tensors import Pattern, caches
 from dslc.program import Program

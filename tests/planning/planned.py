@@ -6,7 +6,7 @@ from compiler.pipeline import Compiled, compile_model
 from compiler.planning.model import Subject
 from compiler.planning.plan import Plan, make
 from dsl.constants import Choices
-from dsl.deploy_check import choose
+from dsl.deploy.check import choose
 
 
 @cache

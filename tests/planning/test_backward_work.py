@@ -19,7 +19,7 @@ def trained(tmp_path, monkeypatch):
     """A model under a training deployment of its own."""
     from compiler.pipeline import compile_model
     from compiler.planning.model import Subject
-    from dsl.deploy_check import choose
+    from dsl.deploy.check import choose
 
     def make(file: str, clause: str = "") -> Subject:
         name = compiled(file).program.name

@@ -23,8 +23,7 @@ def graphs(draw: st.DrawFn) -> list[Task]:
     return tasks
 
 
-# t1 takes 1.25 / 0.75 and ends at 4.0: it would start a rounding before t0, which is free.
-ROUNDED = [
+ROUNDED = [  # t1 takes 1.25 / 0.75 and ends at 4: a rounding before t0, which takes none
     Task("t0", "compute", 0.0),
     Task("t1", "compute", 1.25),
     Task("t2", "communicate", 0.25, (0,)),

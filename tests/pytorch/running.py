@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backends.pytorch.emit import emit
+from backends.pytorch.emit.module import emit
 from backends.pytorch.model import attribute_path
 from backends.pytorch.runtime import Cache, Step
 from compiler.interpret import CacheState, Interpreter, random_weights

@@ -18,7 +18,7 @@ from backends.pytorch.ahead.blocks import (
     widened,
 )
 from backends.pytorch.ahead.build import packaged
-from backends.pytorch.weights import dequantise
+from backends.pytorch.weights.fill import dequantise
 
 BLOCK = (128, 128)
 ODD = (48, 80)  # scalar code where a block's columns are no multiple of 64

@@ -9,8 +9,8 @@ import torch
 from small import SIZES, compiled, weights, write, write_shards
 
 import dslc
-from backends.pytorch.checkpoint import CheckpointError
-from backends.pytorch.weights import dequantise
+from backends.pytorch.weights.checkpoint import CheckpointError
+from backends.pytorch.weights.fill import dequantise
 
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
 NORM = "model.norm.weight"

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from backends.pytorch.allocate import coded_shapes
-from backends.pytorch.emit import emit
+from backends.pytorch.emit.module import emit
 from backends.pytorch.names import attribute_path
 from backends.pytorch.runtime import Step, quantize, scaled_linear, wide
 from backends.pytorch.runtime.fp8 import CodedWeight, code_type, quantised_matrix
+from backends.pytorch.weights.allocate import coded_shapes
 from compiler import numerics
 from compiler.coding import Coding
 from compiler.interpret import Interpreter, parameters, random_weights

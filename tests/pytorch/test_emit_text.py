@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from backends.pytorch.emit import emit
-from backends.pytorch.emit_text import WIDTH, comment, split, spoken, wrapped
+from backends.pytorch.emit.module import emit
+from backends.pytorch.emit.text import WIDTH, comment, split, spoken, wrapped
 from backends.pytorch.model import attribute_path
 from backends.pytorch.names import attribute, identifier
 from backends.pytorch.runtime import Step
@@ -95,7 +95,7 @@ def test_size_changes_numbers_only(text: str, changed: dict[str, int]) -> None:
 
 
 def test_emission_does_not_import_torch() -> None:
-    code = "import sys, backends.pytorch.emit; assert 'torch' not in sys.modules"
+    code = "import sys, backends.pytorch.emit.module; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

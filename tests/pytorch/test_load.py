@@ -10,8 +10,9 @@ import torch
 from small import SIZES, compiled, model, prompts
 
 import dslc
-from backends.pytorch import initialise, memory
+from backends.pytorch import memory
 from backends.pytorch.inputs import InputError
+from backends.pytorch.weights.fill import initialise
 from compiler.manifest import ManifestError, digest
 from compiler.tensors import Pattern
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.pytorch.emit import emit
+from backends.pytorch.emit.module import emit
 from compiler.pipeline import STAGES, compile_model
 from tests.pytorch.running import Both
 

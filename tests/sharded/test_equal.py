@@ -159,7 +159,7 @@ def test_a_rank_reads_its_own_slices_and_nothing_else(ranks, folder, request):
     name = request.node.callspec.params["ranks"]
     if name not in ("ep2", "ep4", "tp2ep2"):
         pytest.skip("counted where it is plain what a rank has")
-    from backends.pytorch.tensorfile import read_header
+    from backends.pytorch.weights.tensorfile import read_header
 
     stored = read_header(folder / "even" / "model.safetensors")
     experts = sum(s.size for n, s in stored.items() if ".experts." in n)

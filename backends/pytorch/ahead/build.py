@@ -22,8 +22,8 @@ from backends.pytorch.ahead.blocks import NeedsWide, widened
 from backends.pytorch.ahead.pieces import cut
 from backends.pytorch.ahead.plan import FILE_NAME, Call, Plan
 from backends.pytorch.ahead.processor import features
-from backends.pytorch.checkpoint import match, open_checkpoint
 from backends.pytorch.names import attribute_path
+from backends.pytorch.weights.checkpoint import match, open_checkpoint
 from compiler.errors import UserError
 from compiler.tensors import Pattern
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from backends.pytorch.ahead.blocks import BlockedWeight
 from backends.pytorch.ahead.plan import FILE_NAME, SCALE, Plan
 from backends.pytorch.ahead.processor import features
-from backends.pytorch.checkpoint import Match
 from backends.pytorch.names import attribute_path
 from backends.pytorch.runtime import Step
+from backends.pytorch.weights.checkpoint import Match
 from compiler.manifest import ManifestError
 
 Run = Callable[[list[Tensor]], list[Tensor]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import frexp
 
 from backends.triton.targets import Target
-from dsl.deploy import Stored
+from dsl.deploy.typed import Stored
 from dsl.formats import NumberFormat
 
 # Exponent, fraction and whether there are infinities -> torch's dtype, and how Triton writes it.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from backends.pytorch.emit_body import Body
-from backends.pytorch.emit_kernels import Group
-from backends.pytorch.emit_text import Text, call
-from backends.pytorch.emit_values import Value
+from backends.pytorch.emit.body import Body
+from backends.pytorch.emit.kernels import Group
+from backends.pytorch.emit.text import Text, call
+from backends.pytorch.emit.values import Value
 from backends.pytorch.names import attribute
 from backends.triton.families import gated, gemm, grouped_gemm, quantise, rms_norm
 from backends.triton.families.formats import Quantised, quantised
@@ -17,7 +17,7 @@ from backends.triton.patterns.context import Context, Experts, packed
 from backends.triton.patterns.norms import spec_of
 from compiler.coding import Coding
 from compiler.ir import Node
-from dsl.deploy import Stored
+from dsl.deploy.typed import Stored
 from dsl.formats import Tile
 
 

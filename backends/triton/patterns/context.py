@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from backends.pytorch.emit_body import Body
-from backends.pytorch.emit_kernels import Group
-from backends.pytorch.emit_text import Text, call
-from backends.pytorch.emit_values import Value
+from backends.pytorch.emit.body import Body
+from backends.pytorch.emit.kernels import Group
+from backends.pytorch.emit.text import Text, call
+from backends.pytorch.emit.values import Value
 from backends.triton.kernel import Operator
 from backends.triton.own import Extern
 from backends.triton.targets import Target

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from backends.pytorch.emit_body import Body
-from backends.pytorch.emit_kernels import Group
-from backends.pytorch.emit_text import Text, call
-from backends.pytorch.emit_values import Value
+from backends.pytorch.emit.body import Body
+from backends.pytorch.emit.kernels import Group
+from backends.pytorch.emit.text import Text, call
+from backends.pytorch.emit.values import Value
 from backends.triton.own import serving
 from backends.triton.patterns.context import Context, packed
 from compiler.ir import Node

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backends.pytorch.emit_body import Body
-from backends.pytorch.emit_kernels import Group
-from backends.pytorch.emit_text import Text, arguments, call, wrapped
-from backends.pytorch.emit_values import BATCH, Value
+from backends.pytorch.emit.body import Body
+from backends.pytorch.emit.kernels import Group
+from backends.pytorch.emit.text import Text, arguments, call, wrapped
+from backends.pytorch.emit.values import BATCH, Value
 from backends.pytorch.runtime.sizes import PAGE
 from backends.triton.families import attention_decode, attention_prefill, gemm, rows
 from backends.triton.families.attention import AttentionSpec, Rows, Term

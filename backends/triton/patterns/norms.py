@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from backends.pytorch.emit_body import Body
-from backends.pytorch.emit_kernels import Group
+from backends.pytorch.emit.body import Body
+from backends.pytorch.emit.kernels import Group
 from backends.triton.families import rms_norm
 from backends.triton.patterns.context import Context, calls, packed
 from compiler.ir import Node

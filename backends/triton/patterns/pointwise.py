@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from backends.pytorch.emit_body import Body
-from backends.pytorch.emit_kernels import Group
+from backends.pytorch.emit.body import Body
+from backends.pytorch.emit.kernels import Group
 from backends.triton.families.pointwise import Leaf, Pointwise, generate
 from backends.triton.patterns.context import Context, calls, packed
 from backends.triton.patterns.powers import power

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backends.pytorch.emit_body import Body
-from backends.pytorch.emit_kernels import Group
-from backends.pytorch.emit_text import call, method
-from backends.pytorch.emit_values import Value
+from backends.pytorch.emit.body import Body
+from backends.pytorch.emit.kernels import Group
+from backends.pytorch.emit.text import call, method
+from backends.pytorch.emit.values import Value
 from backends.triton.families import gemm, grouped_gemm
 from backends.triton.kernel import Operator
 from backends.triton.patterns.coded import format_of, stacked

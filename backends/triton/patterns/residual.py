@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from backends.pytorch.emit_body import Body
-from backends.pytorch.emit_kernels import Group
-from backends.pytorch.emit_text import Text, call
-from backends.pytorch.emit_values import Value
+from backends.pytorch.emit.body import Body
+from backends.pytorch.emit.kernels import Group
+from backends.pytorch.emit.text import Text, call
+from backends.pytorch.emit.values import Value
 from backends.pytorch.names import attribute
 from backends.triton.families import rms_norm
 from backends.triton.patterns.coded import format_of

@@ -1,0 +1,1 @@
+"""A model's weights: read from checkpoints, made at random, converted, saved."""
