@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import dslc
-from backends.pytorch.weights.fill import write as writer
+from backends.pytorch.weights import write as writer
 from compiler.passes.elaborate import run as elaborate
 from compiler.tensors import patterns
 from compiler.text import program_text

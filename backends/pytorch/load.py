@@ -21,7 +21,7 @@ from backends.pytorch.modules import imported_as
 from backends.pytorch.places import remember_text
 from backends.pytorch.ranks import alike, connect
 from backends.pytorch.sharded import ShardedModel, own_part, place_blocks
-from backends.pytorch.weights.fill import initialise
+from backends.pytorch.weights import initialise
 from backends.pytorch.weights.allocate import Memory
 from backends.pytorch.weights.checkpoint import Match, match, open_checkpoint
 from backends.pytorch.weights.fill import fill

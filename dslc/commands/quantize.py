@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _written(options: argparse.Namespace, folder: Path) -> dict[str, int]:
-    from backends.pytorch.weights.fill import convert
+    from backends.pytorch.weights import convert
     from backends.pytorch.weights.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(options.checkpoint)
@@ -71,7 +71,7 @@ def _written(options: argparse.Namespace, folder: Path) -> dict[str, int]:
 def _quantised(
     options: argparse.Namespace, checkpoint: Any, config: dict[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    from backends.pytorch.weights.fill import convert
+    from backends.pytorch.weights import convert
     from backends.pytorch.weights.checkpoint import match
     from compiler import tensors
     from dslc.program import SOURCE, compile_file

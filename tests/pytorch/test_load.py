@@ -12,7 +12,7 @@ from small import SIZES, compiled, model, prompts
 import dslc
 from backends.pytorch import memory
 from backends.pytorch.inputs import InputError
-from backends.pytorch.weights.fill import initialise
+from backends.pytorch.weights import initialise
 from compiler.manifest import ManifestError, digest
 from compiler.tensors import Pattern
 

@@ -102,7 +102,7 @@ def test_a_state_dict_that_does_not_fit(folder):
 
 
 def test_one_process_saves_too(folder, weights, tmp_path, monkeypatch):
-    from backends.pytorch.weights.fill import saving
+    from backends.pytorch.weights import saving
 
     monkeypatch.setattr(saving, "FILE_BYTES", 20_000)  # several files
     (tmp_path / "before").mkdir()

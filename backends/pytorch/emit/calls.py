@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit.module import recurrences
-from backends.pytorch.emit.module import turns as emit_turns
+from backends.pytorch.emit import recurrences
+from backends.pytorch.emit import turns as emit_turns
 from backends.pytorch.emit.text import Text, call, stretch
 from backends.pytorch.emit.values import BATCH, EmitError, Value, full, permuted
 from compiler.ir import Dim, Graph, Node

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit.module import turns as emit_turns
+from backends.pytorch.emit import turns as emit_turns
 from backends.pytorch.emit.body import Body, Method
 from backends.pytorch.emit.coded import annotation
 from backends.pytorch.emit.sizes import Sizes, atoms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit.module import arithmetic
+from backends.pytorch.emit import arithmetic
 from backends.pytorch.emit.text import call, wrapped
 from backends.pytorch.emit.values import EmitError, Value, permuted
 from compiler.coding import Coding, declared

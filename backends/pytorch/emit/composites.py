@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit.module import calls
+from backends.pytorch.emit import calls
 from backends.pytorch.emit.text import PRODUCT, Text, binary, call
 from backends.pytorch.emit.values import BATCH, Value, full, letters, permuted
 from compiler.ir import Node

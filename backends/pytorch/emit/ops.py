@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from backends.pytorch.emit.module import arithmetic, calls, coded, collectives, composites, recurrences
+from backends.pytorch.emit import arithmetic, calls, coded, collectives, composites, recurrences
 from backends.pytorch.emit.text import SUM, Text, arguments, call, method, stretch
 from backends.pytorch.emit.values import (
     BATCH,
