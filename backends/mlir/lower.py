@@ -34,7 +34,7 @@ def lacking(graphs: Mapping[str, Graph]) -> Node | None:
     """A node that there is no lowering for, if there is one; composites have their bodies."""
     for graph in graphs.values():
         for node in graph:
-            known = node.op in LOWERINGS or spec.op(node).semantics == "composite"
+            known = node.op in LOWERINGS or spec.op(node).composite
             if not known:
                 return node
     return None
