@@ -63,7 +63,11 @@ def load_kernels(
             "it on a GPU (device cuda), or compile it with --target cpu"
         )
     found = triton_version()
-    if not interpreted:
+    if interpreted:
+        from backends.triton import interpreted as interpreter
+
+        interpreter.install()
+    else:
         _refuse_codes(directory, index, name_of(device))
     beside = {name: files[f"{name}.py"] for name in index.get("externs", [])}
     module = _module(directory, files[CODE], beside)
