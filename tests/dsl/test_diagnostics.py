@@ -33,7 +33,7 @@ def test_there_are_many_kinds() -> None:
 
 def test_every_code_has_a_test() -> None:
     """Codes are the language's own words for its mistakes: none goes untested."""
-    used = {code for path in DSL.glob("*.py") for code in CODE.findall(path.read_text("utf-8"))}
+    used = {code for path in DSL.rglob("*.py") for code in CODE.findall(path.read_text("utf-8"))}
     tests = Path(__file__).parent
     tested = {
         code

@@ -37,7 +37,7 @@ def test_the_example_is_answered_with_its_code_and_mended(code: str, tmp_path: P
 
 def test_every_code_is_explained_and_every_explained_code_is_used() -> None:
     used = {
-        c for path in (ROOT / "dsl").glob("*.py") for c in CODE.findall(path.read_text("utf-8"))
+        c for path in (ROOT / "dsl").rglob("*.py") for c in CODE.findall(path.read_text("utf-8"))
     }
     explained = set(SECTIONS) | set(re.findall(r"^\| (E08\d{2}) \|", TEXT, re.MULTILINE))
     assert explained == used

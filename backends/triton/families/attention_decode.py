@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from backends.triton.families.attention import (
+    LOG2_E,
     AttentionSpec,
     Operands,
     Tile,
@@ -181,6 +182,7 @@ def _source(spec: AttentionSpec, ops: Operands, name: str, arguments: tuple[Argu
         *(line for query, _ in ops.scores for line in _query(query)),
         "n = tl.arange(0, BLOCK_N)",
         *state_lines(ops, "BLOCK_M"),
+        *_sink(spec),
         # What does not change is computed anew: kept over the loop, it would cost registers that
         # sums and scores need.
         "for s in tl.range(begin, end, BLOCK_N, disable_licm=True):",
@@ -292,6 +294,17 @@ def _range(spec: AttentionSpec) -> list[str]:
         "end = tl.minimum(begin + part, high)",
     ]
     return lines
+
+
+def _sink(spec: AttentionSpec) -> list[str]:
+    """Of several parts of a history, the first has the sink."""
+    if not spec.sink:
+        return []
+    return [
+        "if split == 0:",
+        f"    peak = tl.load(sink + head, mask=asked, other=0.0).to(tl.float32) * {LOG2_E!r}",
+        "    total = total + 1.0",
+    ]
 
 
 def _query(tile: Tile) -> list[str]:
