@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compiler import signatures, spec
+from compiler import spec
 from compiler.ir import Dim, DType, Graph, Node, Type
 from compiler.rules import Scope
 from dsl.diagnostics import Span
@@ -398,7 +398,7 @@ ENDS = frozenset("input param state position constant iota argtop in_top".split(
 
 def runs_body(node: Node) -> bool:
     """Does the node run a body that defines it: a structured op, or a composite?"""
-    return node.op in BODIES or spec.op(node).rule is signatures.composite
+    return node.op in BODIES or spec.op(node).composite
 
 
 def flows(node: Node, position: int) -> bool:

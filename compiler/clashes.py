@@ -1,20 +1,14 @@
-"""Two tensors of one name: found on patterns, without going through the tensors."""
+"""Two tensors of one name are refused. ``dslc check`` tells it first (``dsl/checkpoint_names.py``):
+here are programs that come from elsewhere."""
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from math import gcd
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from compiler.errors import UserError
-from dsl.templates import Numbers, TemplateError, numbered
-
-if TYPE_CHECKING:
-    from compiler.tensors import Pattern
+from dsl.clashes import Named, clashes
+from dsl.diagnostics import Span
+from dsl.templates import TemplateError
 
 
 class BadName(UserError):
@@ -25,142 +19,24 @@ class NameClash(BadName):
     """Two different tensors of a program would have one name in a checkpoint."""
 
 
-def shown(template: str, ranges: Iterable[range]) -> str:
-    """A path with its ranges, half-open as in the source: ``layers[3..61].attn``."""
-    return template.format(*(_shown_range(r) for r in ranges))
+def check_names(found: Iterable[Named]) -> None:
+    """No two tensors of one name.
 
-
-def _shown_range(numbers: range) -> str:
-    by = f" by {numbers.step}" if numbers.step > 1 else ""
-    return str(numbers.start) if len(numbers) == 1 else f"{numbers.start}..{numbers.stop}{by}"
-
-
-@dataclass(frozen=True)
-class Named:
-    """A pattern, and where in the source the parts of its name stand."""
-
-    pattern: Pattern
-    said: tuple[str, ...]
-
-    @cached_property
-    def parts(self) -> list[str | Numbers]:
-        """Texts and numbers in turn; a number that is written out is one too."""
-        out: list[str | Numbers] = []
-        for part in self._numbered:
-            if isinstance(part, Numbers):
-                out.append(part)
-                continue
-            pieces = re.split(r"(\d+)", part)
-            out += [Numbers(int(p)) if k % 2 else p for k, p in enumerate(pieces) if p]
-        return out
-
-    @cached_property
-    def _numbered(self) -> list[str | Numbers]:
+    Raises:
+        NameClash: two have one.
+        BadName: a name has a number that is not whole or below zero.
+    """
+    known = list(found)
+    for named in known:
         try:
-            return numbered(self.pattern.name, self.pattern.ranges)
+            named.parts  # noqa: B018  made where it is first asked for
         except TemplateError as error:
-            raise BadName(f"the name of {self} in a checkpoint: {error}{_places(self)}") from None
-
-    @property
-    def skeleton(self) -> tuple[str | None, ...]:
-        return tuple(p if isinstance(p, str) else None for p in self.parts)
-
-    @property
-    def numbers(self) -> list[Numbers]:
-        return [p for p in self.parts if isinstance(p, Numbers)]
-
-    @cached_property
-    def spreads(self) -> list[range]:
-        return [n.spread(self.pattern.ranges) for n in self.numbers]
-
-    @property
-    def is_plain(self) -> bool:
-        """Has each slot a number of its own? Then any combination of the spreads occurs."""
-        slots = [slot for n in self.numbers for slot in n.slots]
-        return len(slots) == len(set(slots)) and all(len(n.slots) < 2 for n in self.numbers)
-
-    def values(self) -> Iterator[tuple[int, ...]]:
-        """The numbers of every tensor."""
-        for places in itertools.product(*(range(len(r)) for r in self.pattern.ranges)):
-            yield tuple(n.at(places) for n in self.numbers)
-
-    def __str__(self) -> str:
-        return shown(self.pattern.path, self.pattern.ranges)
-
-    @property
-    def name(self) -> str:
-        spreads = [_shown_range(n.spread(self.pattern.ranges)) for n in self._only_numbers]
-        return "".join(p if isinstance(p, str) else spreads.pop(0) for p in self._numbered)
-
-    @property
-    def _only_numbers(self) -> list[Numbers]:
-        return [p for p in self._numbered if isinstance(p, Numbers)]
+            at = _places(named.said)
+            raise BadName(f"the name of {named} in a checkpoint: {error}{at}") from None
+    for clash in clashes(known):
+        raise NameClash(f"{clash.message}{_places(clash.said)}")
 
 
-def check_names(found: list[Named]) -> None:
-    """No two tensors of one name: decided on ranges. Only names in which one number is made of
-    those of several arrays are gone through, and only where that does not decide it."""
-    alike: dict[tuple[str | None, ...], list[Named]] = {}
-    for named in found:
-        others = alike.setdefault(named.skeleton, [])
-        for other in others:
-            if _clash(named, other):
-                raise NameClash(
-                    f"{other} and {named} have one name in a checkpoint: {named.name}"
-                    f"{_places(other, named)}"
-                )
-        others.append(named)
-        if not _tells_apart(named):
-            several = "some of the" if any(n.slots for n in named.numbers) else "all"
-            raise NameClash(
-                f"{several} {len(named.pattern)} of {named} have one name in a checkpoint: "
-                f"{named.name}{_places(named)}"
-            )
-
-
-def _clash(one: Named, other: Named) -> bool:
-    if not all(_meet(a, b) for a, b in zip(one.spreads, other.spreads, strict=True)):
-        return False
-    if one.is_plain and other.is_plain:
-        return True
-    return not set(one.values()).isdisjoint(other.values())
-
-
-def _meet(a: range, b: range) -> bool:
-    """Have two progressions a number in common?"""
-    common = gcd(a.step, b.step)
-    if (b.start - a.start) % common:
-        return False
-    period = b.step // common
-    turns = (b.start - a.start) // common * pow(a.step // common, -1, period) % period
-    first, step = a.start + a.step * turns, a.step * period
-    low = max(a.start, b.start)
-    first += -((first - low) // step) * step if first < low else 0
-    return first <= min(a[-1], b[-1])
-
-
-def _tells_apart(named: Named) -> bool:
-    """Have all tensors of a pattern names of their own?"""
-    ranges = named.pattern.ranges
-    wanted = {slot for slot, numbers in enumerate(ranges) if len(numbers) > 1}
-    known: set[int] = set()
-    for numbers in sorted(named.numbers, key=lambda n: len(n.slots)):
-        reach = 0  # of the smaller steps together: as in a number's digits
-        for slot, step in sorted(numbers.steps, key=lambda s: abs(s[1])):
-            if slot in known:
-                continue
-            if abs(step) <= reach:
-                break
-            reach += abs(step) * (len(ranges[slot]) - 1)
-        else:
-            known |= numbers.slots
-    if wanted <= known:
-        return True
-    if not wanted <= {slot for n in named.numbers for slot in n.slots}:
-        return False
-    return len(set(named.values())) == len(named.pattern)
-
-
-def _places(*named: Named) -> str:
-    lines = dict.fromkeys(line for n in named for line in n.said)
+def _places(spans: Iterable[Span]) -> str:
+    lines = dict.fromkeys(str(span) for span in spans)
     return f" (named at {', '.join(lines)})" if lines else ""

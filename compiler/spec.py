@@ -189,6 +189,11 @@ class Op:
         return self.meaning or self.name
 
     @property
+    def composite(self) -> bool:
+        """A name for the nodes of its ``body``."""
+        return self.semantics == "composite"
+
+    @property
     def adjoint(self) -> Callable[..., Any] | None:
         """What emits the gradients of its operands; ``adjoints.NONE`` says why if nothing does."""
         table: Mapping[str, Callable[..., Any]] = import_module("compiler.adjoints").ADJOINTS
@@ -228,13 +233,17 @@ def register(op: Op) -> Op:
     return op
 
 
-def composite(name: str, says: str, most: int | None = None, **attrs: Attr) -> Op:
+def composite(
+    name: str,
+    says: str,
+    most: int | None = None,
+    rule: Rule = signatures.composite,
+    **attrs: Attr,
+) -> Op:
     """Add a composite op: its result is that of its ``body``, run in the same module on the same
-    operands; ``attrs`` are what a backend needs to know beside that."""
+    operands; ``attrs`` are what a backend needs to know beside that, and ``rule`` holds these."""
     own = {"body": NAME, **attrs}
-    return register(
-        Op(name, says, 1, most, signatures.composite, own, "composite", runs=_runs_composite)
-    )
+    return register(Op(name, says, 1, most, rule, own, "composite", runs=_runs_composite))
 
 
 CHOICE = {"over": NAME, "to": NAME}
@@ -305,40 +314,6 @@ _ROWS = [
 
 for _row in _ROWS:
     register(_row)
-
-# What these attributes mean stands with the pass that makes them, compiler/passes/recognise.py.
-composite(
-    "attention",
-    "a softmax over history of a sum of contractions, contracted with a value",
-    terms=Attr("a tuple of (query, key, dims)", _all(_is(tuple))),
-    value=WHOLE,
-    scale=NUMBER,
-    mask=Attr("None, (least, beyond) or a body", _is(type(None), tuple, str)),
-    mask_operands=POSITIONS,
-    time=NAME,
-    history=NAME,
-    heads=NAMES,
-    values=NAMES,
-    softmax_dtype=NAME,
-)
-composite(
-    "rms_norm",
-    "x / sqrt(mean(x^2) + eps), times a gain if there is one",
-    over=NAMES,
-    eps=NUMBER,
-    gain=Attr("an operand's position, or None", _is(type(None), int)),
-    rounds_before_gain=Attr("a bool", _is(bool)),
-)
-composite(
-    "experts",
-    "an array of blocks indexed by picks, and the gate-weighted sum of what they give",
-    block=NAME,
-    child=NAME,
-    over=NAME,
-    rows=NAMES,
-    dims=PAIRS,
-    picks=NAME,
-)
 
 
 # -- questions that many passes ask ----------------------------------------------------------------
@@ -446,5 +421,5 @@ def scopes(program: Program) -> Iterator[tuple[Scope, Graph]]:
                 todo += [(scope.inside(run.child, run.over), run.body) for run in ran]
 
 
-for _more in ("bundles", "externs", "spec_coded"):  # more rows, in files of their own
+for _more in ("spec_composites", "bundles", "externs", "spec_coded"):  # in files of their own
     import_module(f"compiler.{_more}")

@@ -17,10 +17,12 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
-from compiler.clashes import BadName, NameClash, Named, check_names, shown
+from compiler.clashes import BadName, NameClash, check_names
 from compiler.coding import Coding
 from compiler.ir import KEPT, Child, DType, Graph, Module, NamePart, Node, Parameter, Program
 from compiler.passes import bounds
+from dsl.clashes import Named, shown
+from dsl.diagnostics import Span
 from dsl.templates import TemplateError, filled, numbered
 
 __all__ = [
@@ -139,7 +141,7 @@ class Place:
     name: str = ""
     ranges: tuple[range, ...] = ()
     numbers: Mapping[str, int] = field(default_factory=dict)
-    said: tuple[str, ...] = ()
+    said: tuple[Span, ...] = ()
 
     @property
     def key(self) -> tuple[str, tuple[range, ...]]:
@@ -154,7 +156,8 @@ def patterns(program: Program) -> list[Pattern]:
         BadName: a number in a name is not whole, or below zero.
     """
     reached = _reached(program)
-    found: list[Named] = []
+    found: list[Pattern] = []
+    named: list[Named] = []
     for place in places(program):
         bodies = [program.bodies[b] for b in place.module.methods.values() if b in program.bodies]
         for parameter in place.module.parameters:
@@ -173,9 +176,10 @@ def patterns(program: Program) -> list[Pattern]:
                 coding=parameter.coding,
             )
             if len(pattern):
-                found.append(Named(pattern, _said(place, part)))
-    check_names(found)
-    return [named.pattern for named in found]
+                found.append(pattern)
+                named.append(Named(pattern, _said(place, part)))
+    check_names(named)
+    return found
 
 
 def tensors(program: Program) -> Iterator[Tensor]:
@@ -258,8 +262,8 @@ def _filled(program: Program, place: Place, member: str, part: NamePart | None) 
         raise BadName(f"the name of '{member}' in a checkpoint{where}: {error}") from None
 
 
-def _said(place: Place, part: NamePart | None) -> tuple[str, ...]:
-    return (*place.said, str(part.span)) if part and part.span else place.said
+def _said(place: Place, part: NamePart | None) -> tuple[Span, ...]:
+    return (*place.said, part.span) if part and part.span else place.said
 
 
 def ignored(program: Program) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from compiler import signatures, spec
+from compiler import spec
 from compiler.cost import WIDTH, flops_of, is_square, lengths, volume
 from compiler.ir import Graph, Node, Program, Rewriter
 from compiler.passes import masks, recompute
@@ -249,7 +249,7 @@ class _Counting:
         self, node: Node, graph: Graph, parts: Parts | None, at: Mapping[str, int]
     ) -> Iterator[Cost]:
         """The bodies that a node of a forward body runs."""
-        is_composite = spec.op(node).rule is signatures.composite
+        is_composite = spec.op(node).composite
         for body, _ in bodies_run(node):
             (ran, *_) = (r for r in spec.runs(node, graph) if r.body == body)
             inner = {**at, **{k: v.at(at) for k, v in ran.lengths.items()}}

@@ -20,7 +20,7 @@ from dsl.diagnostics import Span
 from dsl.extents import Extent, ExtentError
 
 # Attributes that name a body if they are text (a composite's mask may also be numbers).
-NAMES_OF_BODIES = frozenset({"body", "read", "then", "otherwise", "block", "mask"})
+NAMES_OF_BODIES = frozenset({"body", "read", "then", "otherwise", "block", "mask", "score"})
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from dsl.instances import Instances
 from dsl.recursion import check_recursion
 from dsl.requirements import check_requirements
 from dsl.scope import Failed
+from dsl.tensor_names import check_clashes
 from dsl.unused import check_unused
 from dsl.variants import variants
 from dsl.walking import all_items
@@ -158,7 +159,10 @@ def _check_sizes(
     try:
         instances.walk(*model)
         check_entries(instances.root(*model).block, found)
+        before = len(found.found)
         check_tensors(instances, instances.root(*model), names, found)
+        if len(found.found) == before:
+            check_clashes(instances, instances.root(*model), names, found)
     except DiagnosticError as error:
         if instances.constants.choices.config is None and any(
             d.code == "E0301" for d in error.diagnostics

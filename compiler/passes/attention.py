@@ -4,7 +4,8 @@
     contracted with a value over history
 
 Whatever order contractions are in: absorbed, the query has met the key's weight before, and the
-value's weight comes after.
+value's weight comes after. Between scale and mask a function of the score may stand, and in the
+softmax's denominator a sink (``probabilities``).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import dataclass, field
 from math import inf
 
 from compiler.ir import Dim, Graph, Node
-from compiler.passes import masks
+from compiler.passes import masks, probabilities
 from compiler.passes.composites import Match, narrow, number, rounds, wide, with_cast
+from compiler.passes.probabilities import Probabilities
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Score:
     scale: float = 1.0
     masks: list[tuple[str, bool]] = field(default_factory=list)  # (value, what lets see)
     products: list[tuple[str, float]] = field(default_factory=list)  # contraction, its own scale
+    function: Graph | None = None  # of the scaled sum, before the masks
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,21 @@ class Term:
 
 def find(graph: Graph) -> Iterator[Match]:
     """Every attention of a body."""
-    for node in graph:
-        if node.op == "softmax":
-            match = _match(graph, node)
-            if match is not None:
-                yield match
+    for found in probabilities.find(graph):
+        match = _match(graph, found)
+        if match is not None:
+            yield match
 
 
-def _match(graph: Graph, softmax: Node) -> Match | None:
+def _match(graph: Graph, found: Probabilities) -> Match | None:
+    softmax = found.node
     kinds = {dim.kind: dim for dim in softmax.type.dims}
     time, history = kinds.get("time"), kinds.get("history")
-    if time is None or history is None or softmax.attrs["over"] != history.name:
+    if time is None or history is None or found.over != history.name:
         return None
     product = _value_product(graph, softmax, history)
-    score = Score()
-    if product is None or not _take_apart(graph, softmax.inputs[0], 1.0, score):
+    score = _score(graph, found.score)
+    if product is None or score is None:
         return None
     terms = _terms(graph, score, time, history)
     value = _other(graph, product, softmax)
@@ -85,9 +88,15 @@ def _match(graph: Graph, softmax: Node) -> Match | None:
         "values": tuple(n for n in value.type.names if n not in (*heads, history.name)),
         "softmax_dtype": softmax.type.dtype,
     }
+    if found.sink is not None:
+        sink = narrow(graph, found.sink)
+        if sink.op == "constant" or not set(sink.type.names) <= set(heads):
+            return None
+        attrs["sink"] = operand(sink.name)
     output = with_cast(graph, product)
-    graphs = {"mask": expression} if expression else {}
-    return Match("attention", output.name, tuple(operands), attrs, graphs)
+    graphs = {"mask": expression, "score": score.function}
+    known = {name: made for name, made in graphs.items() if made is not None}
+    return Match("attention", output.name, tuple(operands), attrs, known)
 
 
 # -- the value -----------------------------------------------------------------------------------
@@ -114,6 +123,46 @@ def _other(graph: Graph, product: Node, softmax: Node) -> Node | None:
 
 
 # -- the scores ----------------------------------------------------------------------------------
+
+
+def _score(graph: Graph, name: str) -> Score | None:
+    """What stands below the softmax, taken apart: products, or a function of products."""
+    plain = Score()
+    if _take_apart(graph, name, 1.0, plain):
+        return plain
+    score = Score()
+    found = probabilities.function(graph, _unmasked(graph, name, score))
+    if found is None:
+        return None
+    below, score.function = found
+    inner = Score()
+    if not _take_apart(graph, below, 1.0, inner) or inner.masks:
+        return None  # hidden is what is -inf, which a function makes something else of
+    score.products = inner.products
+    return score
+
+
+def _unmasked(graph: Graph, name: str, score: Score) -> str:
+    """What is left of a value without the masks around it, which are collected."""
+    node = wide(graph, name)
+    if node.op == "map" and not rounds(node):
+        if node.attrs["fn"] == "where" and (shown := _shown(graph, node)):
+            score.masks.append((node.inputs[0], shown[1]))
+            return _unmasked(graph, shown[0], score)
+        if node.attrs["fn"] == "add":
+            for mask, other in (node.inputs, node.inputs[::-1]):
+                if _added_mask(graph, mask, 1.0, score):
+                    return _unmasked(graph, other, score)
+    return name
+
+
+def _shown(graph: Graph, node: Node) -> tuple[str, bool] | None:
+    """Of where(seen, score, -inf), or the other way round, the score and what lets see."""
+    _, then, otherwise = node.inputs
+    for value, hidden, seen in ((then, otherwise, True), (otherwise, then, False)):
+        if number(graph, hidden) == -inf:
+            return value, seen
+    return None
 
 
 def _take_apart(graph: Graph, name: str, scale: float, score: Score) -> bool:
@@ -149,12 +198,11 @@ def _take_apart(graph: Graph, name: str, scale: float, score: Score) -> bool:
 def _masked(graph: Graph, node: Node, scale: float, score: Score) -> bool:
     """where(seen, score, -inf), or the other way round; a negative scale would turn -inf over.
     Below a sum the mask would be one term's alone, which is the same: -inf stays -inf."""
-    condition, then, otherwise = node.inputs
-    for value, hidden, seen in ((then, otherwise, True), (otherwise, then, False)):
-        if number(graph, hidden) == -inf and scale > 0:
-            score.masks.append((condition, seen))
-            return _take_apart(graph, value, scale, score)
-    return False
+    shown = _shown(graph, node)
+    if shown is None or scale <= 0:
+        return False
+    score.masks.append((node.inputs[0], shown[1]))
+    return _take_apart(graph, shown[0], scale, score)
 
 
 def _added_mask(graph: Graph, name: str, scale: float, score: Score) -> bool:

@@ -89,5 +89,5 @@ def _renamed(program: Program, to: Mapping[str, str]) -> Program:
 
 
 BODIES = frozenset(
-    {"body", "read", "then", "otherwise", "block", "mask"}
+    {"body", "read", "then", "otherwise", "block", "mask", "score"}
 )  # attributes that name a body

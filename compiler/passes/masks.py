@@ -13,6 +13,7 @@ from math import inf
 
 from compiler.cost import is_square
 from compiler.ir import Graph, Node, Rewriter, Type
+from compiler.passes import probabilities
 
 Interval = tuple[int | None, int | None]  # least <= position[time] - position[history] < beyond
 
@@ -170,13 +171,13 @@ def shares(graph: Graph, at: Mapping[str, int]) -> dict[str, float]:
     """For each contraction of an attention, scores and values, the share of its pairs that the mask
     lets see where time and history are ``at["time"]`` positions."""
     found: dict[str, float] = {}
-    for node in graph:
-        if node.op != "softmax" or not is_square(node.type.dims):
+    for softmax in probabilities.find(graph):
+        if not is_square(softmax.node.type.dims):
             continue
-        conditions, products = _below(graph, node.inputs[0])
+        conditions, products = _below(graph, softmax.score)
         seen = _conditions_at_most(graph, conditions, at)
         share = visible(seen, at["time"])
-        found |= dict.fromkeys([*products, *_above(graph, node.name)], share)
+        found |= dict.fromkeys([*products, *_above(graph, softmax.node.name)], share)
     return found
 
 

@@ -197,6 +197,9 @@ def _composed(placer: Placer, node: Node, given: Operands) -> Placed | None:
         asked = [given.values[i] for i in node.attrs["mask_operands"]]
         inner = _inner(bodies[mask], asked, {})
         attrs["mask"], _ = placer.sharder.body(mask, placer.module, inner, plain=True)
+    if function := node.attrs.get("score"):
+        types = [n.type for n in bodies[function].inputs]
+        attrs["score"], _ = placer.sharder.body(function, placer.module, types, plain=True)
     return placer.emit(node, given.names, _given_back(node.type, gives.type, {}), attrs=attrs)
 
 

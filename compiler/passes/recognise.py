@@ -28,6 +28,10 @@ one the value is a key too).
 | ``heads`` | (str, ...) | the scores' other dims; a key or value that lacks one is shared by them |
 | ``values`` | (str, ...) | dims of ``value`` that are neither history nor heads |
 | ``softmax_dtype`` | str | dtype of scores and probabilities (f32) |
+| ``score`` | str, optional | a graph f32[] -> f32[]: what is made of each scaled sum before the |
+| | | mask (a soft cap); dims are lifted over |
+| ``sink`` | int, optional | operand over heads: one more logit in the softmax's denominator, of |
+| | | no position and no value |
 
 ``rms_norm``: x / sqrt(mean(x^2) + eps), times a gain if there is one; computed in f32.
 

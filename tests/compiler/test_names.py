@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compiler.clashes import Named, check_names
+from compiler.clashes import check_names
 from compiler.manifest import ParameterRow
 from compiler.passes.elaborate import run as elaborate
 from compiler.report import report
 from compiler.tensors import BadName, NameClash, Pattern, patterns, tensors
 from compiler.text import parse, program_text, same
+from dsl.clashes import Named
 from dsl.constants import Choices
+from dsl.diagnostics import DiagnosticError
 from dsl.program import open_program
 from dsl.templates import TemplateError, filled, parts
 
@@ -119,13 +121,20 @@ def test_a_manifest_with_such_a_name_is_refused(text):
 
 
 def test_two_layers_of_one_name_are_refused_with_the_lines_that_say_so(tmp_path):
-    with pytest.raises(NameClash) as caught:
-        patterns(program(tmp_path, 5, ("{layers - 1}", "{layers - 2}")))
-    message = str(caught.value)
-    assert message.startswith(
+    """By the checker; and by the compiler, where a program comes from elsewhere."""
+    with pytest.raises(DiagnosticError) as caught:
+        program(tmp_path, 5, ("{layers - 1}", "{layers - 2}"))
+    (told,) = caught.value.diagnostics
+    same = (
         "turn[0..2].far.norm.gain and tail[4].norm.gain have one name in a checkpoint: "
-        "model.layers.3.input_layernorm.weight (named at "
+        "model.layers.3.input_layernorm.weight"
     )
+    assert (told.code, told.message, told.span.line) == ("E0703", same, 25)
+    text = program_text(program(tmp_path)).replace("{layers - 1}", "{layers - 2}")
+    with pytest.raises(NameClash) as refused:
+        patterns(parse(text))
+    message = str(refused.value)
+    assert message.startswith(f"{same} (named at ")
     assert message.count("turn.arch:") == 4
 
 

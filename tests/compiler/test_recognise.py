@@ -16,8 +16,9 @@ from lowered import (
     t,
 )
 
-from compiler.ir import Child, Dim, Node, Program, Type
+from compiler.ir import Child, Dim, Node, Program, Rewriter, Type
 from compiler.passes import hoist, masks, order, recognise
+from compiler.verify import problems
 
 GROUPED = {"hidden": 4096, "kv_heads": 8, "per_group": 4, "width": 128}
 d, g, n = dim("d", "hidden"), dim("g", "heads"), dim("n", "width")
@@ -170,11 +171,99 @@ def test_a_mask_that_is_no_interval_stays_an_expression() -> None:
     ]
 
 
+def seen_alone(b: Body, score: str) -> str:
+    return b.map("where", causal(b), score, b.constant(-inf))
+
+
+def capped(b: Body, score: str) -> str:
+    """2 tanh(score / 8): the fourth is a scale, and the score's own."""
+    bent = b.map("tanh", b.map("div", b.map("mul", score, b.constant(0.5)), b.constant(4.0)))
+    return b.map("mul", b.constant(2.0), bent)
+
+
+def read_twice(b: Body, score: str) -> str:
+    return b.map("mul", b.map("sigmoid", score), b.map("add", score, b.constant(1.0)))
+
+
+@pytest.mark.parametrize(("bent", "scale"), [(capped, 0.125), (read_twice, 1)])
+def test_a_function_of_the_score(bent: Callable[[Body, str], str], scale: float) -> None:
+    """It is kept as a function of one number; what multiplies the products is their scale."""
+    after = recognised(attended(lambda b, score: b.softmax(seen_alone(b, bent(b, score)))))
+    node = the(after, "attention")
+    assert (node.attrs["scale"], node.attrs["mask"]) == (scale, (0, None))
+    function = after.bodies[node.attrs["score"]]
+    assert [i.type for i in function.inputs] == [function.result.type] == [Type("f32", ())]
+    assert not [n for n in after.bodies["M.call"] if {t, s} <= set(n.type.dims)]
+
+
+def with_a_sink(b: Body, score: str, high: str, logit: str) -> str:
+    """exp(score - high) / (sum of these + exp(logit - high))"""
+    wide = b.type(score).dims
+    repeated = b("expand", high, type=Type("f32", (*b.type(high).dims, s)), dims=(s,))
+    e = b.map("exp", b.map("sub", score, repeated))
+    term = b.map("exp", b.map("sub", logit, high))
+    p = b.map("div", e, b.map("add", b.reduce("sum", e, "s"), term))
+    assert set(b.type(p).dims) == set(wide)
+    return p
+
+
+def test_a_logit_of_each_head_beside_the_scores() -> None:
+    def write(b: Body, score: str) -> str:
+        sink = b.param("sink", g)
+        score = seen_alone(b, capped(b, score))
+        high = b.map("max", b.reduce("max", score, "s"), b.cast(sink))
+        return with_a_sink(b, score, high, b.cast(sink))
+
+    node = the(recognised(attended(write)), "attention")
+    assert node.inputs[node.attrs["sink"]] == "sink"  # as it is stored
+    assert (node.attrs["scale"], node.attrs["mask"]) == (0.125, (0, None))
+    assert "score" in node.attrs
+
+
+def test_a_sum_that_is_another_ones_denominator_is_no_softmax() -> None:
+    def write(b: Body, score: str) -> str:
+        sink = b.cast(b.param("sink", g))
+        score = seen_alone(b, score)
+        high, other = (b.reduce(fn, score, "s") for fn in ("max", "min"))
+        repeated = b("expand", high, type=Type("f32", (*b.type(high).dims, s)), dims=(s,))
+        e = b.map("exp", b.map("sub", score, repeated))
+        term = b.map("exp", b.map("sub", sink, other))
+        return b.map("div", e, b.map("add", b.reduce("sum", e, "s"), term))
+
+    assert not composites(recognise.run(attended(write)), "attention")
+
+
+def test_attributes_that_do_not_fit_an_attention() -> None:
+    after = recognised(attended(lambda b, score: b.softmax(seen_alone(b, capped(b, score)))))
+    graph = after.bodies["M.call"]
+    node = the(after, "attention")
+
+    def told(**attrs: object) -> str:
+        changed = {**node.attrs, **attrs}
+        made = Rewriter(graph)
+        for old in graph:
+            made.replace(
+                old.name, made.copy(old, **({"attrs": changed} if old is node else {})).name
+            )
+        (problem,) = problems(after.with_bodies({**after.bodies, "M.call": made.done()}))
+        return problem.message
+
+    assert told(sink=9) == "there are 5 operands (in module M)"
+    assert told(sink=0) == "a sink is of heads alone, not of n, t (in module M)"
+    body = node.attrs["body"]
+    assert told(score=body) == f"{body} is no f32[] -> f32[] (in module M)"
+    assert told(score="nothing") == "there is no body 'nothing'"
+
+
 @pytest.mark.parametrize(
     ("write", "why"),
     [
         (lambda b, score: b.map("sigmoid", score), "no softmax"),
-        (lambda b, score: b.softmax(b.map("tanh", score)), "a capped score"),
+        (lambda b, score: b.softmax(b.map("tanh", seen_alone(b, score))), "what is hidden is seen"),
+        (
+            lambda b, score: b.softmax(b.map("add", b.map("tanh", score), b.param("slope", g))),
+            "a function of two values",
+        ),
         (lambda b, score: b.softmax(b.cast(score, "act", rounds=True)), "rounded scores"),
     ],
 )

@@ -43,6 +43,13 @@ def latent(heads: int, rank: int, rope: int, paged: bool = True, **more) -> Atte
     return AttentionSpec(heads, terms, 0, (rank + rope) ** -0.5, **more)
 
 
+CAPPED = ("bent = scores / 0.7", "scores = 0.7 * (2 * tl.sigmoid(2 * bent) - 1)")
+
+
+def capped(scores: Tensor) -> Tensor:
+    return 0.7 * torch.tanh(scores / 0.7)
+
+
 @dataclass
 class Case:
     """Random tensors for a spec, and what attention gives."""
@@ -52,6 +59,7 @@ class Case:
     queries: list[Tensor]
     keys: list[Tensor]
     value: Tensor
+    sink: Tensor | None = None
 
     @staticmethod
     def random(spec: AttentionSpec, lengths: Lengths, seed: int = 0) -> "Case":
@@ -64,7 +72,8 @@ class Case:
             value = keys[spec.value]
         else:
             value = torch.randn(held, spec.value.heads, spec.value.dim).to(dtype)
-        return Case(spec, lengths, queries, keys, value)
+        sink = torch.randn(spec.heads).to(getattr(torch, spec.sink)) if spec.sink else None
+        return Case(spec, lengths, queries, keys, value, sink)
 
     def expected(self) -> Tensor:
         """f32 [queries, heads, value]."""
@@ -75,7 +84,13 @@ class Case:
             value = self._all_heads(self.value[held : held + m])
             pairs = zip(queries, keys, strict=True)
             scores = sum(torch.einsum("thd,shd->hts", q, k) for q, k in pairs) * self.spec.scale
-            p = torch.softmax(scores.masked_fill(~self._seen(n, m), -math.inf), -1)
+            if self.spec.score:
+                scores = capped(scores)
+            scores = scores.masked_fill(~self._seen(n, m), -math.inf)
+            if self.sink is not None:
+                beside = self.sink.float()[:, None, None].expand(-1, n, 1)
+                scores = torch.cat((scores, beside), -1)
+            p = torch.softmax(scores, -1)[..., :m]
             nothing = ~self._seen(n, m).any(-1)
             p = p.masked_fill(nothing[:, None], 0)  # who sees nothing gives zeros
             results.append(torch.einsum("hts,shv->thv", p, value))
@@ -106,6 +121,8 @@ class Case:
         for name, (rows, tensor) in stored.items():
             given[name] = self._paged(tensor, table) if rows.paged else tensor
         asked, held = zip(*self.lengths, strict=True)
+        if self.sink is not None:
+            given["sink"] = self.sink
         given["q_offsets"] = offsets(asked)
         given["k_offsets"] = offsets(held)
         given["lengths"] = torch.tensor(held, dtype=torch.int32)

@@ -15,7 +15,7 @@ block Wave[d] {
 
   def (x[d]) -> y[d] {
     let near[d] = exp(-x[d] * x[d] * 0.5)
-    y[d] = gain[d] * near[d] * tanh(x[d]) + shift[d]
+    y[d] = gain[d] * near[d] * tanh(x[d] - 0.1 * x[d] ^ 3) + shift[d] * x[d] ^ 2
   }
 }
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import Case, heads_of, latent
+from attention_cases import CAPPED, Case, heads_of, latent
 from running_kernels import compiles, load
 
 from backends.triton.ahead import compile_ahead
@@ -58,6 +58,14 @@ def test_grouped_heads(heads, kv, parts) -> None:
 @pytest.mark.parametrize("parts", [1, 3])
 def test_what_a_token_sees(visible, parts) -> None:
     check(heads_of(2, 1, 16, paged=True, visible=visible, dtype="float32"), parts)
+
+
+@pytest.mark.parametrize("visible", [(0, None), (2, 30)])
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("more", [{"sink": "float32"}, {"score": CAPPED, "sink": "float32"}])
+def test_caps_and_sinks(visible, parts, more) -> None:
+    spec = heads_of(6, 2, 16, paged=True, visible=visible, dtype="float32", **more)
+    check(spec, parts, [(1, 1), (1, 40), (2, 130), (0, 7)])
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import Case, heads_of, two_terms
+from attention_cases import CAPPED, Case, heads_of, two_terms
 from running_kernels import compiles, load
 
 from backends.triton.families.attention import AttentionSpec, Rows, Term, chunks
@@ -46,6 +46,18 @@ def check(spec: AttentionSpec, lengths=RAGGED, near: float = 2e-6, small: bool =
 @pytest.mark.parametrize("small", [True, False], ids=["tiles of 16", "as tuned"])
 def test_what_a_token_sees(visible, small) -> None:
     check(heads_of(2, 1, 16, visible=visible, dtype="float32"), small=small)
+
+
+@pytest.mark.parametrize("visible", [(0, None), (1, 9), None])
+@pytest.mark.parametrize(
+    "more", [{"score": CAPPED}, {"sink": "float32"}, {"score": CAPPED, "sink": "float32"}]
+)
+def test_caps_and_sinks(visible, more) -> None:
+    check(heads_of(4, 2, 16, visible=visible, dtype="float32", **more), small=True)
+
+
+def test_a_sink_in_bfloat16() -> None:
+    check(heads_of(4, 2, 16, dtype="bfloat16", score=CAPPED, sink="bfloat16"), near=2e-2)
 
 
 @pytest.mark.parametrize("dims", [(16, 16, 16), (24, 8, 20), (128, 64, 128), (100, 4, 80)])

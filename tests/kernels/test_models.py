@@ -73,6 +73,19 @@ def test_a_model_of_ones_own(dtype: str, near: float, tmp_path: Path) -> None:
     assert away(logits(gpu, tokens), logits(plain, tokens)) <= near
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+def test_caps_and_sinks_are_within_kernels(name: str, tmp_path: Path) -> None:
+    file = Path(__file__).parents[1] / "oracle" / f"{name}.arch"
+    small = {"layers": 2, "hidden": 48, "head_dim": 16}
+    plain, gpu = both(tmp_path, str(file), "float32", dims="tiny", set=small)
+    text = (tmp_path / "sm_90" / "model.py").read_text()
+    assert "prefill_attention" in text and "decode_attention" in text
+    tokens = TOKENS % 50
+    assert away(logits(gpu, tokens), logits(plain, tokens)) <= 1e-5
+    new = [m.generate(tokens, lengths=LENGTHS, max_new_tokens=2) for m in (plain, gpu)]
+    assert all(torch.equal(a, b) for a, b in zip(*new, strict=True))
+
+
 def test_quantised_model_is_as_near_as_on_the_cpu(tmp_path: Path) -> None:
     """Codes near a boundary fall either way, and routing with them, so both are held against the
     model that is not quantised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+from collections.abc import Callable
 from math import inf
 
 import torch
@@ -53,6 +54,46 @@ def _(w: Weights, x: Tensor) -> Tensor:
 def _(w: Weights, x: Tensor) -> Tensor:
     first = torch.arange(len(x)) < 1
     return attended(w, x, (distance(x) >= 0) & ((distance(x) < 2) | first))
+
+
+def sunk(w: Weights, x: Tensor, seen: Tensor, bent: Callable[[Tensor], Tensor]) -> Tensor:
+    """Scores that a function bends, beside one more logit of each head."""
+    q, k = ((x @ w[name].T).unflatten(-1, (3, 4)) for name in ("W_q", "W_k"))
+    score = bent(torch.einsum("thn,shn->hts", q, k) * 0.7).masked_fill(~seen, -inf)
+    sink = w["slope"][:, None, None].expand(-1, len(x), 1)
+    p = torch.cat((score, sink), -1).softmax(-1)[..., :-1]
+    value = (x @ w["W_v"].T).unflatten(-1, (3, 5))
+    return x + torch.einsum("hts,shv->thv", p, value).flatten(-2) @ w["W_o"].T
+
+
+SUNK = """
+    q[t,h,n]          = W_q[(h,n),d] * x[t,d]
+    cached k[s,h,n]   = W_k[(h,n),d] * x[t,d]
+    cached val[s,h,v] = W_v[(h,v),d] * x[t,d]
+    let raw[h,t,s]: f32   = q[t,h,n] * k[s,h,n] * 0.7
+    let score[h,t,s]: f32 = {score}
+    let high[h,t]: f32    = {high}
+    let e[h,t,s]: f32     = exp(score[h,t,s] - broadcast[s](high[h,t]))
+    let p[h,t,s]: f32     = e[h,t,s] / (exp(slope[h] - high[h,t]) + sum[s](e[h,t,s]))
+    o[t,h,v]          = p[h,t,s] * val[s,h,v]
+    y[t,d]            = x[t,d] + W_o[d,(h,v)] * o[t,h,v]
+"""
+
+
+@mixer("a soft cap and a logit of no position, some rows see nothing", ATTENTION, SUNK.format(
+    score="where(position[t] - position[s] >= 3, 1.5 * tanh(raw[h,t,s] / 1.5), -inf)",
+    high="max(max[s](score[h,t,s]), slope[h])",
+))  # fmt: skip
+def _(w: Weights, x: Tensor) -> Tensor:
+    return sunk(w, x, distance(x) >= 3, lambda score: 1.5 * (score / 1.5).tanh())
+
+
+@mixer("a score that is read twice, and a logit beside it with any shift", ATTENTION, SUNK.format(
+    score="where(position[s] > position[t], -inf, raw[h,t,s] * sigmoid(2 * raw[h,t,s]) + 0.25)",
+    high="slope[h] * position[t] / (position[t] + 1)",
+))  # fmt: skip
+def _(w: Weights, x: Tensor) -> Tensor:
+    return sunk(w, x, distance(x) >= 0, lambda score: score * (2 * score).sigmoid() + 0.25)
 
 
 @mixer("a slope for each head", ATTENTION, attention(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ def naive(
     value: Tensor,
     scale: float,
     sees: Callable[[int, int], bool],
+    score: Callable[[Tensor], Tensor] = lambda score: score,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """``[total, heads, v]`` from queries ``[total, heads, n]``, keys and values with heads."""
     out = []
@@ -34,7 +37,11 @@ def naive(
             out.append(torch.zeros(q.shape[1], value.shape[-1]))
             continue
         scores = torch.einsum("hn,shn->hs", q[row].float(), k[b, seen].float()) * scale
-        out.append(torch.einsum("hs,shv->hv", scores.softmax(-1), value[b, seen].float()))
+        scores = score(scores)
+        if sink is not None:
+            scores = torch.cat([scores, sink[:, None].float()], -1)
+        p = scores.softmax(-1)[:, : len(seen)]
+        out.append(torch.einsum("hs,shv->hv", p, value[b, seen].float()))
     return torch.stack(out)
 
 
@@ -54,17 +61,17 @@ class Case:
             torch.randn(b, s, H, V),
         )
 
-    def expected(self, sees: Callable[[int, int], bool]) -> Tensor:
+    def expected(self, sees: Callable[[int, int], bool], **more: Any) -> Tensor:
         b, s = self.step.batch, self.step.history
         q = torch.cat([self.q, self.q_r], -1).flatten(1, 2)
         k = self.k[:, :, :, None].expand(-1, -1, -1, T, -1)
         k_r = self.k_r[:, :, None, None].expand(-1, -1, H, T, -1)
         v = self.v[:, :, :, None].expand(-1, -1, -1, T, -1)
         keys = torch.cat([k, k_r], -1).reshape(b, s, H * T, N + J)
-        out = naive(self.step, q, keys, v.reshape(b, s, H * T, V), 0.3, sees)
+        out = naive(self.step, q, keys, v.reshape(b, s, H * T, V), 0.3, sees, **more)
         return out.unflatten(1, (H, T))
 
-    def got(self, visible: Visible | None, mask: Tensor | None = None) -> Tensor:
+    def got(self, visible: Visible | None, mask: Tensor | None = None, **more: Any) -> Tensor:
         return attention(
             self.step,
             [("thgn,shn->hgts", self.q, self.k), ("thgj,sj->hgts", self.q_r, self.k_r)],
@@ -72,6 +79,7 @@ class Case:
             scale=0.3,
             visible=visible,
             mask=mask,
+            **more,
         )
 
 
@@ -99,6 +107,57 @@ def test_visible_by_distance(
     least, beyond = visible or (-math.inf, None)
     wanted = case.expected(lambda at, other: least <= at - other < (beyond or math.inf))
     torch.testing.assert_close(case.got(visible), wanted, rtol=1e-5, atol=1e-6)
+
+
+def capped(score: Tensor) -> Tensor:
+    return 0.4 * torch.tanh(score / 0.4)
+
+
+@pytest.mark.parametrize(("counts", "starts"), STEPS)
+@pytest.mark.parametrize("visible", [None, (0, None), (0, 3), (1, 3)])
+@pytest.mark.parametrize("most", [1 << 24, 150])
+def test_a_cap_and_a_sink(
+    counts: list[int],
+    starts: list[int],
+    visible: Visible | None,
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(MODULE, "MOST_SCORES", most)
+    case = Case(counts, starts)
+    sink = torch.randn(T, H)
+    least, beyond = visible or (-math.inf, None)
+    wanted = case.expected(
+        lambda at, other: least <= at - other < (beyond or math.inf),
+        score=capped,
+        sink=sink.T.flatten(),
+    )
+    got = case.got(visible, score=capped, sink=("gh", sink))
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sink_that_the_groups_share() -> None:
+    case, sink = Case([3, 2], [0, 0]), torch.tensor([0.5, -2.0, 30.0])
+    wanted = case.expected(lambda at, other: at >= other, sink=sink.repeat_interleave(T))
+    got = case.got((0, None), sink=("h", sink))
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_through_a_cap_and_a_sink() -> None:
+    grads = []
+    for run in ("got", "expected"):
+        case = Case([3, 1, 2], [0, 0, 0])
+        leaves = [case.q, case.k, case.v, sink := torch.linspace(-1, 1, H * T)]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        if run == "got":
+            out = case.got((0, 2), score=capped, sink=("hg", sink.view(H, T)))
+        else:
+            out = case.expected(lambda at, other: 0 <= at - other < 2, score=capped, sink=sink)
+        (out * torch.arange(out.numel()).reshape(out.shape)).sum().backward()
+        grads.append([leaf.grad for leaf in leaves])
+    for ours, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_positions_that_are_not_places() -> None:

@@ -80,6 +80,26 @@ block Mixer[d] {
     y[t,d]           = z[t,d] + routed[t,d]
   }
 }""",
+    "a cap on scores, a window and a sink for each head": """
+const cap = 2.5
+block Mixer[d] {
+  index g : 2, m : 3, n : 4
+  param W_q[(g,m,n), d]  param W_k[(g,n), d]  param W_v[(g,n), d]  param W_o[d, (g,m,n)]
+  param sink[(g,m)]
+  def (x[t,d]) -> y[t,d] {
+    q[t,g,m,n]        = W_q[(g,m,n),d] * x[t,d]
+    cached k[s,g,n]   = W_k[(g,n),d] * x[t,d]
+    cached val[s,g,n] = W_v[(g,n),d] * x[t,d]
+    let raw[g,m,t,s]: f32   = q[t,g,m,n] * k[s,g,n] * 0.5
+    let near[t,s]           = position[s] <= position[t] and position[t] - position[s] < 3
+    let score[g,m,t,s]: f32 = where(near[t,s], cap * tanh(raw[g,m,t,s] / cap), -inf)
+    let high[g,m,t]: f32    = max(max[s](score[g,m,t,s]), sink[(g,m)])
+    let e[g,m,t,s]: f32     = exp(score[g,m,t,s] - broadcast[s](high[g,m,t]))
+    let p[g,m,t,s]: f32     = e[g,m,t,s] / (sum[s](e[g,m,t,s]) + exp(sink[(g,m)] - high[g,m,t]))
+    o[t,g,m,n]              = p[g,m,t,s] * val[s,g,n]
+    y[t,d]                  = W_o[d,(g,m,n)] * o[t,g,m,n]
+  }
+}""",
     "attention without a softmax": """
 block Mixer[d] {
   index h : 3, n : 4, v : 5

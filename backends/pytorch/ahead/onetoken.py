@@ -16,8 +16,26 @@ import torch
 from torch import Tensor, nn
 
 from backends.pytorch.ahead.blocks import Blocks
-from backends.pytorch.runtime import Cache, Numbered, Step, gather, inf, making, named, softmax
-from backends.pytorch.runtime.attention import Term, Visible
+from backends.pytorch.runtime import (
+    Cache,
+    Numbered,
+    Step,
+    gather,
+    inf,
+    largest,
+    making,
+    named,
+    smallest,
+    softmax,
+)
+from backends.pytorch.runtime.attention import (
+    Score,
+    Sink,
+    Term,
+    Visible,
+    logit_of,
+    softmax_with,
+)
 
 __all__ = [
     "Cache",
@@ -30,8 +48,10 @@ __all__ = [
     "gather",
     "in_top",
     "inf",
+    "largest",
     "making",
     "named",
+    "smallest",
     "softmax",
     "stacks",
     "table",
@@ -124,12 +144,15 @@ def attention(
     scale: float = 1.0,
     visible: Visible | None = None,
     mask: Tensor | None = None,
+    score: Score | None = None,
+    sink: Sink | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """See ``runtime.attention``: keys and values are [1, history, ...]."""
     wide = {id(x): x[0].float() for x in (*(key for *_, key in terms), value[1])}
     products = [torch.einsum(eq, query.float() * scale, wide[id(key)]) for eq, query, key in terms]
     scores = sum(products[1:], products[0])
+    scores = scores if score is None else score(scores)
     seen = None if mask is None else mask[0]
     least, beyond = visible or (None, None)
     gap = step.index[:, None] - step.history_position
@@ -137,10 +160,13 @@ def attention(
         seen = gap >= least if seen is None else seen & (gap >= least)
     if beyond is not None:
         seen = gap < beyond if seen is None else seen & (gap < beyond)
-    if seen is None:
+    if seen is not None:
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    if sink is None:
         p = torch.softmax(scores, -1)
     else:
-        p = torch.softmax(scores.masked_fill(~seen, torch.finfo(scores.dtype).min), -1)
+        p = softmax_with(logit_of(sink, terms[0][0].split("->")[1]), scores)
+    if seen is not None:
         p = p.masked_fill(~seen, 0)
     return torch.einsum(value[0], p, wide[id(value[1])]).to(dtype or value[1].dtype)
 

@@ -79,10 +79,30 @@ def attention(body: Body, node: Node) -> Value:
         options.append(f"visible={a['mask']}")
     elif a["mask"] is not None:
         options.append(f"mask={_mask(body, node, time, history)}")
+    if a.get("score") is not None:
+        options.append(f"score={_function(body, node)}")
+    if a.get("sink") is not None:
+        sink = body.values[node.inputs[a["sink"]]]
+        options.append(f'sink=("{written(sink.axes)}", {sink})')
     if node.type.dtype != held.dtype:
         options.append("dtype=torch.float32")
     text = call("attention", body.runtime_step, f"[{', '.join(items)}]", value, *options)
     return Value(text, node.type.names, node.type.dtype)
+
+
+def _function(body: Body, node: Node) -> str:
+    """A function of one number, which is written for tensors: a lambda, or one with a name."""
+    graph = body.owner.program.bodies[node.attrs["score"]]
+    x, indent, before = body.names.take("score"), body.indent, body.lines
+    body.indent, body.lines = indent + 4, []
+    result = body.inline(graph, node, [Value(Text(x), (), "f32")])
+    lines, body.indent, body.lines = body.lines, indent, before
+    if not lines:
+        return f"lambda {x}: {result}"
+    name = body.names.take("scored")
+    body.line(f"def {name}({x}):", node.span)
+    body.lines += [*lines, f"{' ' * (indent + 4)}return {result}"]
+    return name
 
 
 def _mask(body: Body, node: Node, time: str, history: str) -> Value:

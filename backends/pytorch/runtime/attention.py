@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from math import prod
 
@@ -19,6 +19,8 @@ MOST_SCORES = 1 << 24
 
 Term = tuple[str, Tensor, Tensor]
 Visible = tuple[int | None, int | None]
+Score = Callable[[Tensor], Tensor]
+Sink = tuple[str, Tensor]
 
 
 def attention(
@@ -29,6 +31,8 @@ def attention(
     scale: float = 1.0,
     visible: Visible | None = None,
     mask: Tensor | None = None,
+    score: Score | None = None,
+    sink: Sink | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Softmax over the history of a sum of score products, times a value.
@@ -45,6 +49,10 @@ def attention(
         visible: (least, beyond): position p sees q where least <= p - q < beyond; None is no
             bound, so (0, None) is causal. None instead of both: everything is visible.
         mask: bool ``[batch, time, history]``, True where visible.
+        score: an elementwise function of the scaled sum, f32 ``[batch, ..., time, history]``: a
+            soft cap.
+        sink: ``("h", logit)``: one more logit of each head in the softmax, which takes its share
+            and gives no value. A token that sees nothing else gives zeros.
         dtype: of the result; that of the value unless given.
 
     Returns:
@@ -64,6 +72,7 @@ def attention(
     for (_, left, right, *_), query, key in zip(scored, queries, keys, strict=True):
         sizes |= zip(left + right, (*query.shape, *key.shape), strict=True)
     per_query = prod(sizes[letter] for letter in scores if letter != "t")
+    extra = None if sink is None else logit_of(sink, scores)
     out = []
     for begin, end in _stretches(step.time, per_query):
         sight = _Sight(step, visible, mask, begin, end)
@@ -76,10 +85,30 @@ def attention(
             else:
                 total = total + product if total.requires_grad else total.add_(product)
         assert total is not None
+        total = total if score is None else score(total)
         seen = sight.near(values, held.index("s"))
-        out.append(torch.einsum(summed, sight.softmax(total), seen))
+        out.append(torch.einsum(summed, sight.softmax(total, extra), seen))
     joined = out[0] if len(out) == 1 else torch.cat(out, dim=axis)
     return step.pack(joined, axis - 1).to(dtype or value[1].dtype)
+
+
+def logit_of(sink: Sink, scores: str) -> Tensor:
+    """A sink beside scores with these subscripts: f32, of length 1 along all that it lacks."""
+    letters, logit = sink
+    wanted = [letter for letter in scores if letter in letters]
+    logit = logit.permute([letters.index(letter) for letter in wanted]).float()
+    shape = dict(zip(wanted, logit.shape, strict=True))
+    return logit.reshape([shape.get(letter, 1) for letter in scores])
+
+
+def softmax_with(logit: Tensor, scores: Tensor) -> Tensor:
+    """A softmax along the last axis with one more logit in its denominator."""
+    high = torch.maximum(scores.amax(-1, keepdim=True), logit).detach()
+    if scores.requires_grad or logit.requires_grad:
+        e = torch.exp(scores - high)
+        return e / (e.sum(-1, keepdim=True) + torch.exp(logit - high))
+    e = scores.sub_(high).exp_()
+    return e.div_(e.sum(-1, keepdim=True) + torch.exp(logit - high))
 
 
 @lru_cache(maxsize=256)
@@ -151,17 +180,23 @@ class _Sight:
         """The range of the history that is seen, of a tensor with the history at ``axis``."""
         return x.narrow(axis, self.low, self.high - self.low)
 
-    def softmax(self, scores: Tensor) -> Tensor:
+    def softmax(self, scores: Tensor, sink: Tensor | None) -> Tensor:
         """Probabilities of ``[batch, ..., time, history]``, in f32."""
+
+        def softmax(scores: Tensor) -> Tensor:
+            if sink is None or not scores.shape[-1]:
+                return torch.softmax(scores, -1)
+            return softmax_with(sink, scores)
+
         if self.mask is None:
-            return torch.softmax(scores, -1)
+            return softmax(scores)
         shape = (self.mask.shape[0], *[1] * (scores.ndim - 3), *self.mask.shape[1:])
         unseen = ~self.mask.reshape(shape)
         # The least finite number, not -inf: a row that sees nothing stays without NaN, forward
         # and backward.
         least = torch.finfo(scores.dtype).min
         if scores.requires_grad:
-            p = torch.softmax(scores.masked_fill(unseen, least), -1)
+            p = softmax(scores.masked_fill(unseen, least))
             return p.masked_fill(unseen, 0) if self.may_see_nothing else p
-        p = torch.softmax(scores.masked_fill_(unseen, least), -1)  # they are nobody else's
+        p = softmax(scores.masked_fill_(unseen, least))  # they are nobody else's
         return p.masked_fill_(unseen, 0) if self.may_see_nothing else p

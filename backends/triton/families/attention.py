@@ -69,6 +69,8 @@ class AttentionSpec:
             (0, None) is causal, (0, 4096) a window. None: everything is seen.
         dtype: of all tensors; scores, probabilities and sums are float32.
         page: positions in a page.
+        score: statements that change ``scores``, scaled, before what is not seen is hidden.
+        sink: dtype of one more logit of each head in the softmax, which gives no value; "": none.
     """
 
     heads: int
@@ -78,6 +80,8 @@ class AttentionSpec:
     visible: tuple[int | None, int | None] | None = (0, None)
     dtype: str = "bfloat16"
     page: int = 64
+    score: tuple[str, ...] = ()
+    sink: str = ""
 
     def __post_init__(self) -> None:
         for term in self.terms:
@@ -227,7 +231,8 @@ class Operands:
 
     def pointers(self) -> list[Argument]:
         names = [q.tensor for q, _ in self.scores] + [tile.tensor for tile in self.loads]
-        return [pointer(name, self.spec.dtype) for name in dict.fromkeys(names)]
+        found = [pointer(name, self.spec.dtype) for name in dict.fromkeys(names)]
+        return found + ([pointer("sink", self.spec.sink)] if self.spec.sink else [])
 
     def columns(self) -> Iterator[str]:
         widths = {tile.chunk.width for tile in (*self.loads, *self.values)}
@@ -284,6 +289,13 @@ def score_lines(spec: AttentionSpec, ops: Operands) -> list[str]:
         more = ", scores" if number else ""
         product = f"tl.dot({query.name}, tl.trans({key.name}){more}{precision})"
         out.append(f"scores = {product}")
+    if spec.score:
+        return [
+            *out,
+            f"scores *= {spec.scale!r}",
+            *spec.score,
+            f"scores *= {LOG2_E!r}  # exp2 is one operation",
+        ]
     return [
         *out,
         f"scores *= {spec.scale * LOG2_E!r}  # the scale, and log2(e): exp2 is one operation",
@@ -318,7 +330,10 @@ def maths(spec: AttentionSpec) -> str:
     """The docstring's formula."""
     products = " + ".join(f"q_{t.name}[i] · k_{t.name}[j]" for t in spec.terms)
     value = f"k_{spec.terms[spec.value].name}" if isinstance(spec.value, int) else "v"
-    return f"out[i] = sum_j softmax_j({spec.scale:.6g} ({products})) {value}[j]"
+    score = f"{spec.scale:.6g} ({products})"
+    score = f"f({score})" if spec.score else score
+    beside = " beside a sink of each head" if spec.sink else ""
+    return f"out[i] = sum_j softmax_j({score}) {value}[j]{beside}"
 
 
 TRITON_NAMES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}

@@ -42,6 +42,9 @@ def example(
         made[f"q_{term.name}"] = lambda rows=term.query: packed(rows, sequences * each)
         made[f"k_{term.name}"] = lambda rows=term.key: stored(rows)
     made["v"] = lambda: stored(spec.held)
+    made["sink"] = lambda: torch.randn(
+        spec.heads, dtype=getattr(torch, spec.sink or "float32"), device=device
+    )
     made["q_offsets"] = lambda: counted(each)
     made["k_offsets"] = lambda: counted(history)
     made["lengths"] = lambda: torch.full((sequences,), history, dtype=torch.int32, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from backends.triton.families.attention import (
+    LOG2_E,
     AttentionSpec,
     Operands,
     Tile,
@@ -134,6 +135,7 @@ def _time(spec: AttentionSpec, block_m: int, block_n: int, warps: int, stages: i
 
 def _source(spec: AttentionSpec, ops: Operands, name: str, arguments: tuple[Argument, ...]) -> str:
     parameters = ", ".join(argument.name for argument in arguments)
+    sink = "tl.load(sink + head).to(tl.float32)"
     first = "keys_first + " if spec.packed else ""
     lines = [
         *_range(spec),
@@ -146,6 +148,7 @@ def _source(spec: AttentionSpec, ops: Operands, name: str, arguments: tuple[Argu
         "row = (first + i).to(tl.int64)[:, None]",
         *(line for query, _ in ops.scores for line in _query(spec, query)),
         *state_lines(ops, "BLOCK_M"),
+        *([f"peak = total + {sink} * {LOG2_E!r}", "total += 1.0"] if spec.sink else []),
         "",
         *_phases(spec),
     ]

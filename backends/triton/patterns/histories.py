@@ -12,6 +12,7 @@ from backends.pytorch.runtime.sizes import PAGE
 from backends.triton.families import attention_decode, attention_prefill, gemm, rows
 from backends.triton.families.attention import AttentionSpec, Rows, Term
 from backends.triton.kernel import Operator
+from backends.triton.patterns import scores
 from backends.triton.patterns.context import Context, calls, packed
 from backends.triton.patterns.products import Found, find
 from compiler.ir import Dim, Graph, Node
@@ -150,6 +151,11 @@ def attention(context: Context, node: Node) -> Group | None:
         held[k] = found
         dim = context.sizes(query.type.dim(name) for name in over)
         terms.append(Term("abcdefgh"[number], Rows(context.sizes(heads), dim), found.rows))
+    function = a.get("score")
+    score = () if function is None else scores.statements(context.program.bodies[function])
+    sink = None if a.get("sink") is None else context.operand(node, a["sink"])
+    if score is None or (sink and sink.type.names != tuple(a["heads"])):
+        return None
     keys = [k for _, k, _ in a["terms"]]
     shared = keys.index(a["value"]) if a["value"] in keys else None
     if shared is None:
@@ -167,6 +173,8 @@ def attention(context: Context, node: Node) -> Group | None:
             visible=a["mask"],
             dtype=context.dtype,
             page=PAGE,
+            score=score,
+            sink="" if sink is None else context.dtype if sink.type.dtype == "act" else "float32",
         )
         few, many = _operators(context, spec)
     except ValueError:
@@ -175,7 +183,7 @@ def attention(context: Context, node: Node) -> Group | None:
     if not context.inner(covered, node.name):
         return None
     order = [*dict.fromkeys([*keys, a["value"]])]
-    return _written(context, node, spec, [held[i] for i in order], few, many, covered)
+    return _written(context, node, spec, [held[i] for i in order], sink, few, many, covered)
 
 
 def _operators(context: Context, spec: AttentionSpec) -> tuple[Operator | None, Operator | None]:
@@ -214,6 +222,7 @@ def _written(
     node: Node,
     spec: AttentionSpec,
     held: list[Held],
+    sink: Node | None,
     few: Operator | None,
     many: Operator | None,
     covered: set[str],
@@ -232,6 +241,7 @@ def _written(
                 given.append(f"{body.values[prefix + one.node.name].text.atom}.pages")
                 continue
             given.append(_computed(context, body, prefix, one, packs))
+        given += [str(body.values[prefix + sink.name])] if sink else []
         given.append(f"{at}.q_offsets")
         given.append(f"{at}.k_offsets" if spec.packed else f"{at}.lengths")
         given += [f"{at}.page_table"] if spec.paged else []
@@ -261,6 +271,7 @@ def _written(
         return Value(Text(name), node.type.names, node.type.dtype)
 
     sources = [h.product.x.name if h.product else h.node.name for h in held]
+    sources += [sink.name] if sink else []
     return Group(
         node.name, frozenset({node.name, *covered}), write, frozenset([*queries, *sources])
     )

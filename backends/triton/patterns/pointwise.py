@@ -16,6 +16,7 @@ from backends.pytorch.emit.body import Body
 from backends.pytorch.emit.kernels import Group
 from backends.triton.families.pointwise import Leaf, Pointwise, generate
 from backends.triton.patterns.context import Context, calls, packed
+from backends.triton.patterns.powers import power
 from compiler.ir import Dim, Node
 
 ROOTS = frozenset({"map", "cast", "stack", "concat"})
@@ -37,7 +38,6 @@ CALLS = {fn: f"tl.{fn}({{0}})" for fn in "exp log sqrt rsqrt sigmoid abs floor c
     "tanh": "2 * tl.sigmoid(2 * {0}) - 1",
     "min": "tl.minimum({0}, {1})",
     "max": "tl.maximum({0}, {1})",
-    "pow": "tl.exp2({1} * tl.log2({0}))",
     "where": "tl.where({0}, {1}, {2})",
 }
 
@@ -108,6 +108,8 @@ class Writer:
             text = f"{wide[0]} {INFIX[fn]} {wide[1]}"
         elif fn in CALLS:
             text = CALLS[fn].format(*wide)
+        elif fn == "pow" and (found := power(wide[0], wide[1])):
+            text = found
         else:
             raise Unfit
         return self._rounded(node, self._named(text))
