@@ -367,7 +367,9 @@ class Checker:
                 span,
                 f"ranges over {shown_axes(value.free)}",
                 notes=[(left, f"the left side is {shown}")],
-                hint=self._chained(extra) or _sum_or_keep(extra, wanted, shown),
+                hint=self._chained(extra)
+                or _other_name(value, extra, missing)
+                or _sum_or_keep(extra, wanted, shown),
             )
         if missing and (value.free or not isinstance(value, Scalar)):
             names = ", ".join(map(str, missing))
@@ -387,6 +389,17 @@ class Checker:
                 if any(used.use.array is axis for used in pieces):
                     return f"to run the blocks one after another: chain[{axis}]({name}, ...)"
         return ""
+
+
+def _other_name(value: Expr, extra: list[Axis], missing: list[Axis]) -> str:
+    """The hint where the left side calls an axis by another name of the same extent."""
+    if len(extra) != 1 or len(missing) != 1 or extra[0].size != missing[0].size:
+        return ""
+    here, there = extra[0], missing[0]
+    said = f"'{here}' is called '{there}' where it is read: "
+    if isinstance(value, Value):
+        return f"{said}{value.name}[...] with {there} in its place"
+    return f"{said}let whole[{here}] = ..., and then whole[{there}]"
 
 
 def _sum_or_keep(extra: list[Axis], wanted: tuple[Axis, ...], shown: str) -> str:
