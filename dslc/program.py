@@ -245,10 +245,11 @@ class Program:
             raise UserError(
                 f"the MLIR backend compiles for the CPU, not for --target {self.target}"
             )
-        if self.deployed is not None:
+        refuse_what_is_not_acted_on(self.compiled.program.deployment)
+        if self.compiled.program.mesh:
             raise UserError(
-                f"the MLIR backend compiles for no deployment yet ('{self.deployed.name}'); "
-                "without one, FP8 checkpoints run, dequantised when they are loaded"
+                f"the MLIR backend compiles for one process, not for the mesh of deployment "
+                f"'{self.deployed_name}'"
             )
 
     def _ahead(self, dtype: str, progress: Callable[[str], None]) -> dict[str, bytes]:

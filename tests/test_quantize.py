@@ -1,6 +1,7 @@
 """dslc quantize: to the published FP8 form and back, every code unchanged; what it refuses."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -136,6 +137,61 @@ def test_scales_of_the_wrong_shape_are_named(broken, capsys):
         "error: the checkpoint in DIR cannot be converted: 1 thing is wrong\n"
         f"  {WEIGHT}: '{WEIGHT}_scale_inv': expected F32 [2, 2], found F32 [3, 1]\n"
     )
+
+
+SCALES = {
+    float("nan"): "is NaN or infinite",
+    -1e-3: "is negative, which no quantiser writes",
+    1e36: "is so large that weights would be infinite",
+}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_scales_that_no_quantiser_writes_are_named(broken, capsys, scale):
+    def change(tensors):
+        tensors[f"{WEIGHT}_scale_inv"][1, 0] = scale
+
+    said = broken(capsys, "fp8", change, "--to", "bf16")
+    assert said.partition("\n")[2] == (
+        f"  {WEIGHT}: '{WEIGHT}_scale_inv': 1 of its scales {SCALES[scale]}\n"
+    )
+
+
+@pytest.mark.parametrize("to", ["fp8", "bf16"])
+def test_scales_of_a_weight_that_is_not_e4m3_are_named(broken, capsys, to):
+    """Copied as they are, weight and scales would be part of neither form."""
+
+    def change(tensors):
+        tensors[WEIGHT] = tensors[WEIGHT].to(torch.bfloat16)
+
+    said = broken(capsys, "fp8", change, "--to", to)
+    assert said == (
+        "error: the checkpoint in DIR cannot be converted: 1 thing is wrong\n"
+        f"  {WEIGHT}: has scales '{WEIGHT}_scale_inv', but is BF16 [131, 141], not F8_E4M3\n"
+    )
+
+
+def test_a_scale_of_zero_stands_for_zeros(folder, tmp_path):
+    """As some quantisers write it for a tile of zeros."""
+    path = tmp_path / "zero"
+    shutil.copytree(folder / "fp8", path)
+    tensors = load_file(path / "model.safetensors")
+    tensors[f"{WEIGHT}_scale_inv"][0, 0] = 0.0
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    assert run(["quantize", str(path), str(tmp_path / "out"), "--to", "bf16"]) == 0
+    weight = load_file(tmp_path / "out" / "model.safetensors")[WEIGHT]
+    assert not weight[:128, :128].any() and weight[128:].any()
+
+
+def test_a_file_that_was_cut_off_is_named(folder, tmp_path, capsys):
+    path = tmp_path / "cut"
+    shutil.copytree(folder / "fp8", path)
+    file = path / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 1)
+    assert run(["quantize", str(path), str(tmp_path / "out"), "--to", "bf16"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: the checkpoint in {path} cannot be converted: 1 thing is wrong")
+    assert "cut off: expected bytes" in said and not (tmp_path / "out").exists()
 
 
 def test_missing_scales_are_named(broken, capsys):

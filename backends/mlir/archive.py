@@ -38,7 +38,7 @@ ALIGNED = 64  # bytes: what IREE takes as it is
 SUFFIX = ".weights"
 FILLER = "~"  # names of what lies between tensors
 VERSION = 1
-STORED = {"f32": "F32", "bf16": "BF16"}
+STORED = {"f32": "F32", "bf16": "BF16", "f8E4M3FN": "F8_E4M3", "f8E5M2": "F8_E5M2", "i8": "I8"}
 Note = Callable[[str], None]
 
 
@@ -91,7 +91,9 @@ def weights_of(
     patterns = listed(layout, manifest)
     places = Places.of(layout)
     if checkpoint is None:
-        return _held(layout, places, lambda into: fill(patterns, into, None, seed, progress))
+        return _held(
+            layout, places, lambda into: fill(patterns, into, None, seed, progress, layout.dtype)
+        )
     # All are matched, so that a checkpoint is judged as it is elsewhere.
     every = [row.pattern() for row in manifest.parameters]
     found = match(open_checkpoint(checkpoint), every, manifest.ignored)

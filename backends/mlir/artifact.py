@@ -8,12 +8,12 @@ of, and the caches in the order of the functions' arguments.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from backends.mlir.step import LANES
+from backends.mlir.step import LANES, Weights
 from backends.mlir.values import Element, Unsupported
 from backends.pytorch.ahead.processor import features
 from compiler.errors import UserError
@@ -38,12 +38,12 @@ class Weight(Row):
     """A stacked weight: one axis for each array on the way to it, then the tensor's own.
 
     Of one with ``lanes``, so many of the tensor's rows lie side by side: [rows / lanes, columns,
-    lanes].
+    lanes]. One that is kept as codes has a second row, its name with ``SCALES`` behind.
     """
 
     tensor: str
     shape: tuple[int, ...]
-    element: Literal["f32", "bf16"]
+    element: Literal["f32", "bf16", "f8E4M3FN", "f8E5M2", "i8"]
     lanes: Literal[16] | None = None  # LANES
 
 
@@ -88,36 +88,38 @@ def layout_of(files: dict[str, bytes]) -> Layout:
     return layout
 
 
-def laid_out(pattern: Pattern, lanes: int | None) -> tuple[int, ...]:
-    """The shape of a stacked weight."""
-    own = pattern.shape
-    if lanes:
-        own = (own[0] // lanes, own[1], lanes)
-    return (*map(len, pattern.ranges), *own)
+def stored(
+    parameters: Mapping[str, Pattern], packed: Collection[str], dtype: str
+) -> dict[str, Weight]:
+    """What is kept of a module's parameters, numbers or codes and scales, by its name.
+
+    Args:
+        packed: the names of those that are (``Weights``).
+    """
+    weights, found = Weights({}, ELEMENTS[dtype], frozenset(packed)), {}
+    for key, pattern in parameters.items():
+        lanes = LANES if key in weights.packed else None
+        for value in weights.stacked(pattern):
+            shape = tuple(int(axis.size) for axis in value.axes)
+            row = dict(tensor=pattern.name, shape=shape, element=value.element, lanes=lanes)
+            found[value.name] = Weight.model_validate(row)
+    return found
 
 
 def described(module: Module, dtype: str) -> Layout:
     """What ``module.json`` says of a module compiled on this processor."""
-    stored: dict[str, Any] = {"act": ELEMENTS[dtype]}
+    kinds: dict[str, Any] = {"act": ELEMENTS[dtype]}
     return Layout(
         name=module.name,
         dtype=dtype,  # type: ignore[arg-type]
         processor=features(),
-        weights={
-            key: Weight(
-                tensor=p.name,
-                shape=laid_out(p, LANES if key in module.packed else None),
-                element=stored.get(p.dtype, "f32"),
-                lanes=LANES if key in module.packed else None,
-            )
-            for key, p in module.parameters.items()
-        },
+        weights=stored(module.parameters, module.packed, dtype),
         caches=tuple(
             Kept(
                 path=row.path,
                 arrays=tuple(map(len, row.ranges)),
                 own=row.shape,
-                element=stored.get(row.dtype, "f32"),
+                element=kinds.get(row.dtype, "f32"),
             )
             for row in module.caches
         ),

@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from backends.mlir.joining import joined
 from backends.mlir.values import Axis, Code, Element, Number, Size, Value, tensor_type, union
 
-FLOATS = frozenset({"f32", "bf16", "f8E4M3FN"})
+FLOATS = frozenset({"f32", "bf16", "f8E4M3FN", "f8E5M2"})
 
 _FLOAT = {
     "add": "arith.addf", "sub": "arith.subf", "mul": "arith.mulf", "div": "arith.divf",
     "pow": "math.powf", "min": "arith.minimumf", "max": "arith.maximumf", "neg": "arith.negf",
     "exp": "math.exp", "log": "math.log", "sqrt": "math.sqrt", "rsqrt": "math.rsqrt",
     "sin": "math.sin", "cos": "math.cos", "tanh": "math.tanh", "abs": "math.absf",
-    "floor": "math.floor", "ceil": "math.ceil",
+    "floor": "math.floor", "ceil": "math.ceil", "round": "math.roundeven",
 }  # fmt: skip
 _WHOLE = {
     "add": "arith.addi", "sub": "arith.subi", "mul": "arith.muli", "min": "arith.minsi",
@@ -31,6 +31,7 @@ _COMPARE = {
     "eq": ("oeq", "eq"), "ne": ("une", "ne"),
 }  # fmt: skip
 
+_NAN = {"f32": "0x7FC00000", "bf16": "0x7FC0"}
 _NEUTRAL: dict[str, Number] = {"sum": 0, "max": -math.inf, "min": math.inf}
 _STEP = {"sum": "add", "max": "max", "min": "min"}
 
@@ -42,6 +43,8 @@ def literal(number: Number, element: str) -> str:
         if math.isinf(value):
             bits = {"f32": ("0x7F800000", "0xFF800000"), "bf16": ("0x7F80", "0xFF80")}[element]
             return f"{bits[value < 0]} : {element}"
+        if math.isnan(value):
+            return f"{_NAN[element]} : {element}"
         return f"{value:.17e} : {element}"
     if element == "i1":
         return "true" if number else "false"
@@ -74,14 +77,15 @@ class Linalg:
             if to == "i64":
                 return code.define(f"arith.extui {name} : i1 to i64")
             return code.define(f"arith.uitofp {name} : i1 to {to}")
+        if element == "i8":
+            return code.define(f"arith.sitofp {name} : i8 to {to}")
         if element == "i64":
             if to == "i1":
                 zero = code.define("arith.constant 0 : i64")
                 return code.define(f"arith.cmpi ne, {name}, {zero} : i64")
             return code.define(f"arith.sitofp {name} : i64 to {to}")
         if to in FLOATS:
-            widths = {"f32": 32, "bf16": 16, "f8E4M3FN": 8}
-            op = "extf" if widths[to] > widths[element] else "truncf"
+            op = "extf" if to == "f32" else "truncf"
             return code.define(f"arith.{op} {name} : {element} to {to}")
         return code.define(f"arith.fptosi {name} : {element} to {to}")
 
@@ -109,6 +113,11 @@ class Linalg:
             below = code.define(f"arith.addf {grown}, {one} : {element}")
             over = one if fn == "sigmoid" else args[0]
             return code.define(f"arith.divf {over}, {below} : {element}")
+        if fn == "power":  # the power of two that is no greater than a magnitude
+            bits = code.define(f"arith.bitcast {args[0]} : f32 to i32")
+            exponent = code.define("arith.constant 0x7F800000 : i32")
+            kept = code.define(f"arith.andi {bits}, {exponent} : i32")
+            return code.define(f"arith.bitcast {kept} : i32 to f32")
         table = _FLOAT if element in FLOATS else _WHOLE
         return code.define(f"{table[fn]} {', '.join(args)} : {element}")
 
@@ -372,6 +381,14 @@ class Linalg:
             f"flow.tensor.tie_shape {value.name} : {value.type}{{{', '.join(sizes)}}}"
         )
         return Value(name, value.axes, value.element)
+
+    def sized(self, value: Value, axes: Sequence[Axis]) -> Value:
+        """The same, with sizes that are known to be these."""
+        if value.axes == tuple(axes):
+            return value
+        type = tensor_type(axes, value.element)
+        name = self.code.define(f"tensor.cast {value.name} : {value.type} to {type}")
+        return Value(name, tuple(axes), value.element)
 
     def insert(self, value: Value, into: Value, starts: dict[str, Size]) -> Value:
         """A tensor put into a larger one; axes that it lacks have size 1 there."""

@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from backends.mlir.coding import NoCodes, element_of
 from backends.mlir.linalg import Linalg
 from backends.mlir.step import Step
 from backends.mlir.values import BATCH, Axis, Code, Element, Size, Unsupported, Value
 from compiler import spec
+from compiler.coding import Coding
 from compiler.ir import Dim, Graph, Node
 from compiler.tensors import Place, called
 
@@ -167,12 +169,25 @@ class Frame:
 
     def element(self, node: Node) -> Element:
         """What a computed value is held in; only names round to the activation dtype."""
-        if node.type.dtype in ("act", "f32"):
+        if node.type.dtype in ("act", "f32", "coded"):  # what codes stand for
             return "f32"
         return "i64" if node.type.dtype == "i64" else "i1"
 
     def stored(self, dtype: str) -> Element:
-        return {"act": self.step.act, "f32": "f32", "i64": "i64", "bool": "i1"}[dtype]
+        kinds: dict[str, Element] = {"f32": "f32", "coded": "f32", "i64": "i64", "bool": "i1"}
+        return self.step.act if dtype == "act" else kinds[dtype]
+
+    def check_codes(self, node: Node, coding: Coding) -> None:
+        """
+        Raises:
+            Unsupported: values of the format cannot be computed with here.
+        """
+        if not self.ops.loops:
+            raise self.unsupported(node, f"'{coding.format}' is written in linalg alone")
+        try:
+            element_of(coding)
+        except NoCodes as why:
+            raise self.unsupported(node, str(why)) from None
 
     def unsupported(self, node: Node, why: str) -> Unsupported:
         place = f"{node.span}: " if node.span else ""
@@ -239,6 +254,8 @@ def chain(frame: Frame, node: Node, args: list[Value]) -> Value:
     x, *extras = args
     layers = frame.size(a["index"])
     assert isinstance(layers, int)
+    if not layers:
+        return x
     place = next(p for p, _ in called(step.program, frame.place, node))
     first = a["index"].start.at(step.program.sizes) - place.ranges[-1].start
     order = [frame.axis(d) for d in node.type.dims]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from backends.mlir import packed
+from backends.mlir.coding import packs
 from backends.mlir.lower import Frame, lowers
 from backends.mlir.step import INNER, LANES, OUTER
 from backends.mlir.values import BATCH, Axis, Element, Size, Value, union
@@ -32,8 +33,12 @@ def position(frame: Frame, node: Node, args: list[Value]) -> Value:
 @lowers("param", "state")
 def param(frame: Frame, node: Node, args: list[Value]) -> Value:
     path = _path(frame.place, node.attrs["param"])
-    found = frame.step.weight(path, frame.place.ranges, frame.index, _is_factor(frame, node))
     pattern = frame.step.weights.patterns[path, frame.place.ranges]
+    is_factor = _is_factor(frame, node)
+    if pattern.coding is not None:
+        frame.check_codes(node, pattern.coding)
+        is_factor = is_factor and packs(pattern.coding, pattern.shape, LANES)
+    found = frame.step.weight(path, frame.place.ranges, frame.index, is_factor)
     names = dict(zip(pattern.dims, node.type.names, strict=True))
     names |= {f.format(a): f.format(b) for a, b in names.items() for f in (OUTER, INNER)}
     return found.renamed(names)
@@ -41,7 +46,8 @@ def param(frame: Frame, node: Node, args: list[Value]) -> Value:
 
 def _is_factor(frame: Frame, node: Node) -> bool:
     """Whether a matrix is nothing but a factor of products of two that sum over its columns."""
-    if len(node.type.dims) != 2 or node.type.dtype != "act" or not frame.ops.loops:
+    stored = node.type.dtype in ("act", "coded")
+    if len(node.type.dims) != 2 or not stored or not frame.ops.loops:
         return False
     rows, columns = node.type.dims
     if frame.graph.output == node.name or rows.kind != columns.kind:
@@ -51,7 +57,7 @@ def _is_factor(frame: Frame, node: Node) -> bool:
         isinstance(size, int)
         and size % LANES == 0
         and all(
-            user.op == "contract"
+            user.op in ("contract", "scaled_contract")
             and len(user.inputs) == 2
             and user.inputs.count(node.name) == 1
             and tuple(user.attrs["over"]) == (columns.name,)
@@ -93,7 +99,7 @@ def cast(frame: Frame, node: Node, args: list[Value]) -> Value:
     return frame.ops.cast(args[0], frame.element(node)) if node.type.dtype != "act" else args[0]
 
 
-@lowers("contract")
+@lowers("contract", "scaled_contract")
 def contract(frame: Frame, node: Node, args: list[Value]) -> Value:
     """Two factors at a time; a dim is summed with the last factor that has it."""
     ops = frame.ops

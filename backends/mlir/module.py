@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backends.mlir import experts, lower_ops  # noqa: F401 (they register what they lower)
+from backends.mlir import coded, experts, lower_ops  # noqa: F401 (they register what they lower)
 from backends.mlir.linalg import Linalg
-from backends.mlir.lower import LOWERINGS, Frame, lacking
-from backends.mlir.step import Key, Step, Weights, packed
-from backends.mlir.values import BATCH, Axis, Code, Element, Size, Unsupported, Value, tensor_type
+from backends.mlir.lower import Frame, lacking
+from backends.mlir.step import Key, Step, Weights
+from backends.mlir.values import BATCH, Axis, Code, Element, Size, Unsupported, Value
 from compiler import spec
 from compiler.ir import Graph, Program
 from compiler.tensors import CachePattern, Pattern, patterns
@@ -58,11 +58,12 @@ def lower(program: Program, kept: list[CachePattern], element: Element) -> Modul
     functions = [_function(program, kept, weights, name) for name in (PREFILL, DECODE)]
     name = _symbol(program.name)
     lines = [f"module @{name} {{"]
-    for key, pattern in weights.used.items():
-        type = tensor_type(_stacked(pattern, key in weights.packed), weights.element(pattern))
-        lines.append(
-            f'  util.global private @"{key}" = #flow.parameter.named<"model"::"{key}"> : {type}'
-        )
+    lines += [
+        f'  util.global private @"{kept.name}" = #flow.parameter.named<"model"::"{kept.name}"> : '
+        f"{kept.type}"
+        for pattern in weights.used.values()
+        for kept in weights.stacked(pattern)
+    ]
     text = "\n".join([*lines, *functions, "}", ""])
     return Module(text, name, dict(weights.used), tuple(kept), element, weights.packed)
 
@@ -73,19 +74,13 @@ def supported(program: Program) -> None:
     if node is not None:
         place = f"{node.span}: " if node.span else ""
         raise Unsupported(
-            f"{place}the MLIR backend cannot compile '{node.op}' "
-            f"(it lowers {', '.join(sorted(LOWERINGS))})"
+            f"{place}the MLIR backend cannot compile '{node.op}' ({spec.op(node).says}); "
+            "--backend pytorch can"
         )
     body = program.bodies[program.entries[ENTRY].body]
     if len(body.inputs) != 1 or body.inputs[0].type.dtype != "i64":
         names = ", ".join(n.attrs["name"] for n in body.inputs)
         raise Unsupported(f"the MLIR backend takes one input of token numbers, not {names}")
-
-
-def _stacked(pattern: Pattern, is_packed: bool) -> list[Axis]:
-    own = [Axis(n, size) for n, size in zip(pattern.dims, pattern.shape, strict=True)]
-    arrays = [Axis(f"@{n}", len(r)) for n, r in enumerate(pattern.ranges)]
-    return [*arrays, *(packed(own) if is_packed else own)]
 
 
 def _symbol(name: str) -> str:

@@ -10,9 +10,10 @@ fast, so they say theirs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from backends.mlir.linalg import Linalg
-from backends.mlir.step import LANES
+from backends.mlir.step import LANES, TILE, WITHIN, widened
 from backends.mlir.values import Axis, Element, Size, Value
 
 ROWS, WORK_ROWS = 8, 64  # of a register tile, and of one piece of work
@@ -25,7 +26,7 @@ def product(ops: Linalg, x: Value, weight: Value, out: Sequence[Axis], element: 
 
     Args:
         x: [rows.., columns] in any order.
-        weight: [rows / LANES, columns, LANES].
+        weight: [rows / LANES, columns, LANES]; of codes, it has scales.
         out: the axes of the result: rows of ``x``, then the weight's two.
     """
     outer, columns, inner = weight.axes
@@ -36,6 +37,10 @@ def product(ops: Linalg, x: Value, weight: Value, out: Sequence[Axis], element: 
     if rows:
         x = ops.merge(x, [axis.name for axis in rows], "@rows")
     wide, steps = _widest(outer.size, COLUMN_TILES), _widest(columns.size, STEPS)
+    if weight.scales is not None:
+        if count == 1:
+            return ops.cast(_of_codes(ops, x, weight, out, wide), element)
+        weight = _widened_for(ops, weight, weight.scales, count)
     lead = [Axis("@rows", count)] if rows else []
     if count == 1:
         tiles = _tiles(
@@ -43,7 +48,9 @@ def product(ops: Linalg, x: Value, weight: Value, out: Sequence[Axis], element: 
         )
     else:
         tiles = _tiles([WORK_ROWS, wide, 0, 0], [ROWS, 1, LANES, 0], steps)
-    found = _sum(ops, x, weight, [*lead, outer, inner], columns, tiles)
+    found = ops.sized(
+        _sum(ops, x, weight, [*lead, weight.axes[0], inner], columns, tiles), [*lead, outer, inner]
+    )
     if rows:
         found = ops.split(found, "@rows", rows)
     return ops.cast(found, element)
@@ -58,6 +65,46 @@ def _sum(ops: Linalg, x: Value, weight: Value, out: list[Axis], columns: Axis, t
     return ops.generic([x, weight], out, "f32", body, [columns], 0.0, tiles)
 
 
+def _widened_for(ops: Linalg, weight: Value, scales: Value, count: Size) -> Value:
+    """What codes stand for, once for all rows; nothing, where there are no rows."""
+    outer, columns, _ = weight.axes
+    size: Size = outer.size
+    if isinstance(count, str):
+        none = ops.code.define(f"arith.cmpi eq, {count}, {ops.code.index(0)} : index")
+        zero, all_of = ops.code.index(0), ops.code.index(size)
+        size = ops.code.define(f"arith.select {none}, {zero}, {all_of} : index")
+    some: dict[str, tuple[Size, Size]] = {outer.name: (0, size)}
+    codes, scales = (ops.slice(v, some) for v in (replace(weight, scales=None), scales))
+    return widened(ops, codes, scales, columns.name)
+
+
+def _of_codes(ops: Linalg, x: Value, weight: Value, out: Sequence[Axis], wide: int) -> Value:
+    """A product of one row. No axis has size 1: IREE takes those away, and the tiles with them."""
+    outer, columns, inner = weight.axes
+    scales = weight.scales
+    assert scales is not None and isinstance(columns.size, int)
+    tiles = scales.axis(TILE)
+    assert isinstance(tiles.size, int)
+    within = Axis(WITHIN, columns.size // tiles.size)
+    x = ops.split(ops.merge(x, x.names, columns.name), columns.name, [tiles, within])
+    codes = ops.split(replace(weight, scales=None), columns.name, [tiles, within])
+    assert isinstance(within.size, int)
+    sizes = ([wide, 0, 0, 0], [wide, LANES, 0, 0], [0, 0, 1, _widest(within.size, STEPS)])
+
+    def body(scalars: list[str]) -> str:
+        left, code, scale = (
+            ops.scalar(s, v.element, "f32")
+            for s, v in zip(scalars, (x, codes, scales), strict=False)
+        )
+        factor = ops.compute("mul", [code, scale], "f32")
+        return ops.compute("add", [scalars[3], ops.compute("mul", [left, factor], "f32")], "f32")
+
+    over = [tiles, within]
+    found = ops.generic([x, codes, scales], [outer, inner], "f32", body, over, 0.0, _said(*sizes))
+    ones = [axis for axis in out if axis.name not in (outer.name, inner.name)]
+    return ops.split(found, outer.name, [*ones, outer])
+
+
 def _widest(size: int, most: int) -> int:
     """The largest of most, most / 2, .., 1 that divides a size: IREE has no remainders then."""
     while size % most:
@@ -67,10 +114,13 @@ def _widest(size: int, most: int) -> int:
 
 def _tiles(work: Sequence[int], vector: Sequence[int], steps: int) -> str:
     """As an attribute: sizes of a piece of work, of a register tile, and steps of the sum."""
-    sums = [*(0 for _ in vector[:-1]), steps]
+    return _said(work, vector, [*(0 for _ in vector[:-1]), steps])
+
+
+def _said(work: Sequence[int], vector: Sequence[int], sums: Sequence[int]) -> str:
     return (
         "compilation_info = #iree_codegen.compilation_info<lowering_config = "
         f"#iree_cpu.lowering_config<distribution = {list(work)}, vector_common_parallel = "
-        f"{list(vector)}, vector_reduction = {sums}>, translation_info = "
+        f"{list(vector)}, vector_reduction = {list(sums)}>, translation_info = "
         "#iree_codegen.translation_info<pipeline = #iree_cpu.pipeline<DoubleTilingExpert>>>"
     )

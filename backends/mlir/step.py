@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from backends.mlir.coding import SCALES, codes_shape, element_of, matrix_of, scales_shape
 from backends.mlir.linalg import Linalg
 from backends.mlir.values import BATCH, Axis, Code, Element, Size, Value
 from compiler.ir import Program
@@ -14,6 +15,8 @@ from compiler.tensors import CachePattern, Pattern
 BLOCKS = "@blocks"  # all of an array of blocks
 LANES: Final = 16  # rows of a packed weight that lie side by side
 OUTER, INNER = "{}@outer", "{}@inner"  # what a packed axis is called as two
+ROWS, COLUMNS = "@rows", "@columns"  # of a matrix of codes
+TILE, WITHIN = "@tile", "@within"  # its columns as two: scales have TILE alone
 Key = tuple[str, tuple[range, ...]]  # a pattern's path and ranges
 
 
@@ -38,12 +41,48 @@ class Weights:
     loose: set[str] = field(default_factory=set)
 
     def element(self, pattern: Pattern) -> Element:
+        if pattern.coding is not None:
+            return element_of(pattern.coding)
         return self.act if pattern.dtype == "act" else "f32"
+
+    def stacked(self, pattern: Pattern) -> list[Value]:
+        """What is stored of a weight: numbers, or codes and their scales."""
+        key = key_of(pattern)
+        arrays = tuple(Axis(f"@{n}", len(r)) for n, r in enumerate(pattern.ranges))
+        is_packed = key in self.packed
+        element = self.element(pattern)
+        if pattern.coding is None:
+            own = tuple(Axis(n, s) for n, s in zip(pattern.dims, pattern.shape, strict=True))
+            return [Value(key, (*arrays, *(packed(own) if is_packed else own)), element)]
+        lanes = LANES if is_packed else None
+        codes = codes_shape(pattern.coding, pattern.shape, lanes)
+        scales = scales_shape(pattern.coding, pattern.shape, lanes)
+        rows = pattern.dims[0] if len(pattern.dims) > 1 else ROWS
+        named: tuple[str, ...] = (rows, COLUMNS)
+        if is_packed:
+            named = (OUTER.format(rows), pattern.dims[1], INNER.format(rows))
+        return [
+            Value(key, (*arrays, *map(Axis, named, codes)), element),
+            Value(key + SCALES, (*arrays, *map(Axis, (named[0], TILE), scales)), "f32"),
+        ]
 
 
 def key_of(pattern: Pattern | CachePattern) -> str:
     """What a stacked tensor is called: ``layers[1:4].attn.W_o`` is that of layers 1, 2 and 3."""
     return pattern.path.format(*(f"{r.start}:{r.stop}" for r in pattern.ranges))
+
+
+def widened(ops: Linalg, codes: Value, scales: Value, columns: str) -> Value:
+    """Codes times their scales, f32.
+
+    Args:
+        codes: has the axis ``columns``, whole tiles.
+        scales: has ``TILE`` instead.
+    """
+    tiles, size = scales.axis(TILE), codes.axis(columns).size
+    assert isinstance(size, int) and isinstance(tiles.size, int)
+    split = ops.split(codes, columns, [tiles, Axis(WITHIN, size // tiles.size)])
+    return ops.merge(ops.map("mul", [split, scales], "f32"), [TILE, WITHIN], columns)
 
 
 def packed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
@@ -120,7 +159,8 @@ class Step:
         index: Sequence[Size | None],
         factor: bool = False,
     ) -> Value:
-        """A parameter, of the layer and the expert that ``index`` says.
+        """A parameter, of the layer and the expert that ``index`` says; codes are widened, unless
+        they are packed.
 
         Args:
             factor: whether it is read as a factor of products over its columns alone.
@@ -130,16 +170,28 @@ class Step:
         self.weights.used[key] = pattern
         if not factor:
             self.weights.loose.add(key)
-        element = self.weights.element(pattern)
-        arrays = tuple(Axis(f"@{n}", len(r)) for n, r in enumerate(ranges))
-        own = tuple(Axis(n, s) for n, s in zip(pattern.dims, pattern.shape, strict=True))
+        found = [self._chosen(value, index) for value in self.weights.stacked(pattern)]
+        if pattern.coding is None:
+            return found[0]
+        codes, scales = found
         if key in self.weights.packed:
-            own = packed(own)
-        loaded = self.ops.stored(key, Value("", (*arrays, *own), element))
-        # None stands for all of an array, along an axis of its own.
+            return replace(codes, scales=scales)
+        wide = widened(self.ops, codes, scales, COLUMNS)
+        _, columns = matrix_of(pattern.shape)
+        if wide.axis(COLUMNS).size != columns:  # the last tile is a partial one
+            wide = self.ops.slice(wide, {COLUMNS: (0, columns)})
+        own = [Axis(n, s) for n, s in zip(pattern.dims, pattern.shape, strict=True)]
+        if len(own) == 1:  # a matrix of one row
+            return self.ops.slice(wide, {ROWS: (0, 1)}, drop=True).renamed({COLUMNS: own[0].name})
+        return self.ops.split(wide, COLUMNS, own[1:])
+
+    def _chosen(self, stacked: Value, index: Sequence[Size | None]) -> Value:
+        """The slice of a stacked tensor; None stands for all of an array, along an axis."""
+        loaded = self.ops.stored(stacked.name, replace(stacked, name=""))
+        arrays = [axis.name for axis in loaded.axes[: len(index)]]
         ranges_of: dict[str, tuple[Size, Size]] = {
-            axis.name: (at, 1) for axis, at in zip(arrays, index, strict=True) if at is not None
+            name: (at, 1) for name, at in zip(arrays, index, strict=True) if at is not None
         }
-        all_of = {a.name: BLOCKS for a, at in zip(arrays, index, strict=True) if at is None}
+        all_of = {name: BLOCKS for name, at in zip(arrays, index, strict=True) if at is None}
         found = self.ops.slice(loaded, ranges_of, drop=True) if ranges_of else loaded
         return found.renamed(all_of)

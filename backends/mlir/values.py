@@ -20,7 +20,7 @@ from compiler.errors import UserError
 BATCH = "@batch"
 
 Size = int | str  # a number, or the name of an index value
-Element = Literal["f32", "bf16", "f8E4M3FN", "i64", "i1"]
+Element = Literal["f32", "bf16", "f8E4M3FN", "f8E5M2", "i8", "i64", "i1"]
 Number = int | float | bool
 
 
@@ -41,12 +41,16 @@ class Axis:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor, or with ``number`` a constant that is written where it is used."""
+    """A tensor, or with ``number`` a constant that is written where it is used.
+
+    A packed weight of codes has ``scales``: [rows / LANES, tiles of columns].
+    """
 
     name: str
     axes: tuple[Axis, ...]
     element: Element
     number: Number | None = None
+    scales: Value | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,7 +65,8 @@ class Value:
 
     def renamed(self, names: dict[str, str]) -> Value:
         axes = tuple(Axis(names.get(a.name, a.name), a.size) for a in self.axes)
-        return replace(self, axes=axes)
+        scales = self.scales.renamed(names) if self.scales else None
+        return replace(self, axes=axes, scales=scales)
 
 
 def tensor_type(axes: Sequence[Axis], element: str) -> str:

@@ -82,7 +82,7 @@ def generate(
             cache = model.new_cache(batch, capacity=longest)
         model.make_room(cache, longest)
         active = list(range(batch))
-        with torch.no_grad():
+        with torch.no_grad(), model.choosing():
             logits = prefill(model, prompts, cache, prefill_chunk)
             for step in range(max_new_tokens):
                 new = model.choose(logits, active, step, temperature, top_p, seed, min_p).tolist()

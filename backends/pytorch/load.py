@@ -14,6 +14,7 @@ import torch
 
 from backends.pytorch.ahead.decoder import Decoder, loaded, obstacle, read_plan
 from backends.pytorch.ahead.rows import FewRows
+from backends.pytorch.copies import Log, identity
 from backends.pytorch.inputs import InputError
 from backends.pytorch.memory import require
 from backends.pytorch.model import Model
@@ -110,18 +111,20 @@ def load(
 
         kernels = load_kernels(directory, files, place, run_dtype, notes)
     emitted = _emitted(directory, files, kernels)
-    mesh = None
+    mesh, copies, log = None, None, None
     if manifest.mesh:
         own = {"seed": seed, "dtype": str(run_dtype), "placement": placements and {**placements}}
         all_alike = alike(directory, manifest, opened, **own, **(same or {}))
-        mesh = connect(emitted.MESH, manifest, all_alike, place)
+        mesh, stamp = emitted.MESH, identity(opened) if opened else ""
+        copies = connect(mesh, manifest, all_alike, place, stamp)
         patterns, needed, found = own_part(manifest, mesh, placements or {}, unavailable, found)
     module = emitted.build("meta", run_dtype)  # no memory yet
     memory = Memory(module, place, run_dtype, plan, pieces)
     bytes_read = 0
     require("loading the weights", sum(memory.needed(p) for p in needed), place)
     if found:
-        bytes_read = fill(found, memory.of, progress)
+        log = Log(found.checkpoint) if copies else None
+        bytes_read = fill(found, memory.of, progress, log)
     else:
         initialise.fill(patterns, memory.of, seed, progress)
     memory.complete(patterns, needed)
@@ -141,6 +144,8 @@ def load(
         shared = ShardedModel(module, manifest, memory.names, unavailable, notes, source, code)
         shared.replays.enabled = False  # its ranks talk within a step
         shared.mesh, shared.bytes_read = mesh, bytes_read
+        if copies and log and opened:
+            shared.bytes_compared = copies.compare(opened, log)
         place_blocks(shared, placements or {})
         shared.owns(patterns)
         return shared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,6 +184,10 @@ class Model(nn.Module):
         step.commit()
         self._remember(row, step, inputs)
         return rows
+
+    def choosing(self) -> AbstractContextManager[None]:
+        """Within, steps are run for ``choose`` alone, which need not have every row."""
+        return nullcontext()
 
     def _computed(self, entry: str, step: Step, inputs: Mapping[str, Tensor]) -> Tensor:
         """The rows wanted of a step that may be run."""

@@ -9,6 +9,8 @@ import os
 import socket
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed import DistError, DistNetworkError
+from torch.distributed.distributed_c10d import _get_default_store
 
+from backends.pytorch.copies import Copies
 from backends.pytorch.faults import Pulse
 from backends.pytorch.runtime import Mesh
 from backends.pytorch.weights.checkpoint import Checkpoint
@@ -27,22 +31,36 @@ from compiler.manifest import FILE_NAME, Manifest
 TIMEOUT = timedelta(minutes=30)
 MEETING = timedelta(seconds=300)  # for all processes to come up
 SAMPLE = 64  # bytes of each tensor that tell checkpoints apart
+BESIDE = ("generation_config.json", "tokenizer.json")  # what ends a text, and what its tokens are
+_loads = count()  # every rank loads the same models in the same order
 SHORT = 40  # characters of what differs that a message shows
 
 
-def connect(mesh: Mesh, manifest: Manifest, alike: Mapping[str, Any], device: torch.device) -> Mesh:
+def connect(
+    mesh: Mesh,
+    manifest: Manifest,
+    alike: Mapping[str, Any],
+    device: torch.device,
+    files: str = "",
+) -> Copies | None:
     """Meet the other ranks and take this one's place in the mesh.
 
     Args:
         alike: what must be the same on all ranks, by what it is called.
+        files: what tells this rank's checkpoint from copies of it.
+
+    Returns:
+        The copies of the checkpoint that ranks have, if not all have the same files.
 
     Raises:
         RankError: there are not as many processes as ranks, or they do not run the same.
     """
     check_world(manifest)
+    copies = None
+    if "RANK" in os.environ:
+        store = _joined()
+        copies = agree(PrefixStore(f"load/{next(_loads)}", store), alike, files)
     if "RANK" in os.environ and not dist.is_initialized():
-        store = _store()
-        agree(store, alike)
         pulse = Pulse(_client, rank(), world()) if world() > 1 else None
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -55,7 +73,7 @@ def connect(mesh: Mesh, manifest: Manifest, alike: Mapping[str, Any], device: to
         )
         atexit.register(_leave, pulse)
     mesh.connect(rank())
-    return mesh
+    return copies if copies is not None and copies.differ else None
 
 
 def _leave(pulse: Pulse | None) -> None:
@@ -65,8 +83,12 @@ def _leave(pulse: Pulse | None) -> None:
         dist.destroy_process_group()
 
 
-def _store() -> Store:
-    """The job's store, which torchrun's agent keeps; without one, rank 0 does."""
+@cache
+def _joined() -> Store:
+    """The job's store, which torchrun's agent keeps; without one, rank 0 does. If whoever runs this
+    has made a process group already, that one's."""
+    if dist.is_initialized():
+        return PrefixStore("dslc", _get_default_store())
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return _client(host=rank() == 0 and not agent)
 
@@ -82,15 +104,19 @@ def _client(host: bool = False) -> Store:
     return PrefixStore(f"dslc/{attempt}", store)
 
 
-def agree(store: Store, alike: Mapping[str, Any]) -> None:
+def agree(store: Store, alike: Mapping[str, Any], files: str = "") -> Copies:
     """Compare what must be the same on all ranks, before any group is made.
+
+    Returns:
+        The copies of the checkpoint that ranks have.
 
     Raises:
         RankError: a rank has something else; says which, and what.
     """
-    mine = {"host": socket.gethostname(), **alike}
+    mine = {"host": socket.gethostname(), "files": files, **alike}
     store.set(f"alike/{rank()}", json.dumps(mine))
     first: dict[str, Any] = json.loads(store.get("alike/0"))
+    ranks = [first]
     for number in range(1, world()):
         try:
             other = json.loads(store.get(f"alike/{number}"))
@@ -98,12 +124,14 @@ def agree(store: Store, alike: Mapping[str, Any]) -> None:
             raise RankError(
                 f"rank {number} has not come up for {MEETING.seconds} s: {world()} were launched"
             ) from None
+        ranks.append(other)
         for what in alike:
             if other.get(what) != first.get(what):
                 raise RankError(
                     f"rank {number} ({other['host']}) has another {what} than rank 0 "
                     f"({first['host']}){_difference(other.get(what), first.get(what))}"
                 )
+    return Copies(store, rank(), [r["host"] for r in ranks], [r["files"] for r in ranks])
 
 
 def _difference(other: Any, first: Any) -> str:
@@ -140,11 +168,14 @@ def alike(
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """A hash of names, shapes and places of all tensors, and of some bytes from the middle of each:
-    checkpoints of the same form and other weights differ in it, and it reads little (3 MB of
-    50,000 tensors). A tensor of which only other numbers differ goes unseen. Times of files are no
-    part of it, as hosts may have copies of their own."""
+    """A hash of names, shapes and places of all tensors, of some bytes from the middle of each, and
+    of what else the checkpoint says: checkpoints of the same form and other weights differ in it,
+    and it reads little (3 MB of 50,000 tensors). Where ranks have copies, all that they read is
+    compared besides (``copies.py``)."""
     found = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
+    for name in BESIDE:
+        path = checkpoint.folder / name
+        found.update(path.read_bytes() if path.is_file() else b"none")
     by_file: dict[Path, list[Any]] = {}
     for stored in checkpoint.tensors.values():
         by_file.setdefault(stored.file, []).append(stored)

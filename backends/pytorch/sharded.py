@@ -7,13 +7,15 @@ in contiguous runs over the mesh axes of the batch, and the rows that are wanted
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from backends.pytorch import sampling
 from backends.pytorch.inputs import InputError
 from backends.pytorch.model import KEPT_AS_CODES, IncompatibleKeys, Model
 from backends.pytorch.names import attribute_path
@@ -25,6 +27,8 @@ from backends.pytorch.weights.slices import PlacementError, own, part_of
 from compiler.manifest import Manifest
 from compiler.shards import OwnTensor
 from compiler.tensors import Pattern
+
+NO_TOKEN = -1  # of a sequence whose logits are NaN
 
 
 class ShardedCache(Cache):
@@ -58,11 +62,45 @@ class ShardedModel(Model):
 
     Attributes:
         mesh: the ranks.
-        bytes_read: of the checkpoint, by this rank.
+        bytes_read: of the checkpoint, by this rank. ``bytes_compared``: read once more, as ranks
+            have copies of it: what another rank has loaded.
     """
 
     mesh: Mesh
     bytes_read: int
+    bytes_compared: int = 0
+    _apart: bool = False  # rows stay with the rank that has their sequence
+    _slots = range(0)  # this rank's sequences in the last step
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.choose = self._choose
+
+    @contextmanager
+    def choosing(self) -> Iterator[None]:
+        """Within, rows of logits are not gathered: each rank chooses for its own sequences."""
+        self._apart = True
+        try:
+            yield
+        finally:
+            self._apart = False
+
+    def _choose(self, logits: Tensor, rows: Sequence[int], step: int, *how: Any) -> Tensor:
+        """As ``sampling.choose``: every rank for its own sequences, in turns with those that have the
+        same ones; all get the tokens."""
+        mesh = self.mesh
+        others = [axis for axis in mesh.sizes if axis not in self.manifest.batch]
+        own = [i for i, row in enumerate(rows) if row in self._slots]
+        mine = own[mesh.index(*others) :: mesh.ways(*others)]
+        tokens = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
+        if mine:
+            some = logits[mine]
+            nan = some.amax(-1).isnan()
+            chosen = sampling.choose(some.nan_to_num(), [rows[i] for i in mine], step, *how)
+            tokens[mine] = torch.where(nan, NO_TOKEN, chosen)
+        tokens = torch.stack(mesh.group(*mesh.sizes).all_gather(tokens)).sum(0)
+        sampling.refuse_nan(tokens == NO_TOKEN, rows, step)
+        return tokens
 
     @torch.no_grad()
     def _computed(self, entry: str, step: Step, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -70,6 +108,7 @@ class ShardedModel(Model):
         ways = self.mesh.ways(*batch)
         numbers = step.slots if step.cache is not None else range(step.batch)
         among = step.cache.slots if step.cache is not None else step.batch
+        self._slots = _own(among, self.mesh, batch)
         owner = torch.tensor([_owner(n, among, ways) for n in numbers], dtype=torch.int64)
         owner = owner.repeat_interleave(torch.tensor(step.counts, dtype=torch.int64))
         mine = owner == self.mesh.index(*batch)
@@ -83,6 +122,10 @@ class ShardedModel(Model):
         local.commit()
         if ways == 1:
             return result
+        if self._apart:
+            apart = result.new_empty(len(rows), *result.shape[1:])
+            apart[mine[rows].to(apart.device)] = result
+            return apart
         return self._gathered(result, owner[rows], batch)
 
     def _local(

@@ -182,6 +182,7 @@ def _lanes(schedule: Schedule) -> dict[str, float]:
         "bound_seconds": schedule.bound,
         "least_seconds": schedule.least,
         "hidden_fraction": schedule.hidden,
+        "reachable_fraction": schedule.reachable,
     }
 
 

@@ -23,7 +23,8 @@ class Segment:
     """``needs`` are numbers of segments of the same layer. ``group`` is what measured durations are
     given for: attention (what dispatch waits for), mlp (the rest), dispatch, combine, dense (a
     layer that sends nothing). ``pieces`` are runs of its kernels, between which another task of
-    the stream may come."""
+    the stream may come. ``anew`` are segments whose values it reads backward that are computed
+    again, itself among them."""
 
     name: str
     stream: Stream
@@ -32,6 +33,7 @@ class Segment:
     group: str
     kernels: list[Kernel] = field(default_factory=list)
     pieces: list[Phases] = field(default_factory=list)
+    anew: tuple[int, ...] = ()
 
     @property
     def flops(self) -> float:
@@ -83,13 +85,16 @@ def segments(kernels: Sequence[Kernel], phases: Sequence[Phases], name: str) -> 
         label = f"{name} {kind or _label(own)}"
         stream: Stream = "communicate" if kind else "compute"
         pieces = [total] if kind else _pieces([phases[i] for i in numbers])
-        out.append(Segment(label, stream, total, needs, group, own, pieces))
+        products = [i for i in numbers if kernels[i].product is not None and not kind]
+        reads = {*numbers, *(n for i in products for n in kernels[i].needs)}
+        anew = tuple(sorted({position[home[n]] for n in reads if phases[n].again}))
+        out.append(Segment(label, stream, total, needs, group, own, pieces, anew))
     return out
 
 
 def _pieces(phases: Sequence[Phases]) -> list[Phases]:
     """Runs of kernels of about the same length, at most ``PIECES``."""
-    whole = sum(p.forward + p.inputs + p.weight for p in phases)
+    whole = sum(p.all for p in phases)
     out: list[Phases] = []
     done = 0.0
     for one in phases:
@@ -97,7 +102,7 @@ def _pieces(phases: Sequence[Phases]) -> list[Phases]:
             out[-1] = out[-1] + one
         else:
             out.append(one)
-        done += one.forward + one.inputs + one.weight
+        done += one.all
     return out
 
 
@@ -138,7 +143,8 @@ def backward(
 ) -> list[Task]:
     """The tasks of one micro-batch's backward pass, the last layer first: a segment's part for the
     inputs waits for those of all that read it, and its weight part for what its input part waits
-    for.
+    for. What is computed again needs no gradient; it waits for the layer's turn, so that memory is
+    held for one layer of it.
 
     Args:
         weights, inputs: which parts; weight parts alone need nothing.
@@ -147,11 +153,12 @@ def backward(
     before: tuple[int, ...] = ()
     for layer in reversed(layers):
         position: dict[int, int] = {}
+        again = _again(layer, tag, before, tasks) if inputs else {}
         for number in reversed(range(len(layer))):
             segment = layer[number]
             readers = [n for n, s in enumerate(layer) if number in s.needs]
             needs = tuple(sorted(position[r] for r in readers)) if inputs else ()
-            needs = needs or before
+            needs = (needs or before) + tuple(again[n] for n in segment.anew if n in again)
             for piece in reversed(segment.pieces):
                 if weights and piece.weight:
                     name = f"{segment.name} W{tag}"
@@ -164,6 +171,19 @@ def backward(
         roots = [n for n, s in enumerate(layer) if not s.needs]
         before = tuple(position[n] for n in roots) if inputs else ()
     return tasks
+
+
+def _again(layer: Layer, tag: str, before: tuple[int, ...], tasks: list[Task]) -> dict[int, int]:
+    """Add what a layer computes again; the last task of each segment that does."""
+    last: dict[int, int] = {}
+    for number, segment in enumerate(layer):
+        needs = before
+        for piece in segment.pieces:
+            if piece.again:
+                tasks.append(Task(f"{segment.name} again{tag}", "compute", piece.again, needs))
+                needs = (len(tasks) - 1,)
+                last[number] = len(tasks) - 1
+    return last
 
 
 def together(*parts: Sequence[Task]) -> list[Task]:
@@ -181,7 +201,7 @@ def totals(layers: Sequence[Layer]) -> Mapping[str, float]:
     for layer in layers:
         for segment in layer:
             phases = segment.phases
-            out[segment.stream] += phases.forward + phases.inputs + phases.weight
+            out[segment.stream] += phases.all
     return out
 
 
@@ -200,30 +220,37 @@ def measured_layer(layer: Layer, like: Layer, measured: Measured, flops: float) 
     for segment in layer:
         phases: dict[str, float] = {}
         for name in ("forward", "inputs", "weight"):
-            own = float(getattr(segment.phases, name))
+            own = _taken(segment.phases, name)
             groups = ("attention", "mlp") if dense else (segment.group,)
-            modelled = sum(float(getattr(s.phases, name)) for s in like if s.group in groups)
+            modelled = sum(_taken(s.phases, name) for s in like if s.group in groups)
             given = [measured.seconds.get(g, {}).get(name) for g in groups]
             if all(g is None for g in given):
                 phases[name] = own
                 continue
             total = 0.0
             for group, value in zip(groups, given, strict=True):
-                model = sum(float(getattr(s.phases, name)) for s in like if s.group == group)
+                model = sum(_taken(s.phases, name) for s in like if s.group == group)
                 total += model if value is None else value
             if dense:
-                share = own / (sum(float(getattr(s.phases, name)) for s in layer) or 1.0)
+                share = own / (sum(_taken(s.phases, name) for s in layer) or 1.0)
                 phases[name] = total * flops * share
             elif modelled:
                 phases[name] = own * total / modelled
             else:  # nothing was modelled there: the first segment of the group has it
                 first = next(s for s in layer if s.group == segment.group)
                 phases[name] = total if first is segment else 0.0
-        whole = Phases(**phases)
+        before = segment.phases
+        again = phases["inputs"] * before.again / ((before.inputs + before.again) or 1.0)
+        whole = Phases(phases["forward"], phases["inputs"] - again, phases["weight"], again)
         parts = len(segment.pieces)
         pieces = [_scaled(piece, segment.phases, whole, parts) for piece in segment.pieces]
         out.append(replace(segment, phases=whole, pieces=pieces))
     return out
+
+
+def _taken(phases: Phases, name: str) -> float:
+    """Seconds of a phase as a profile has them: what is computed again is a part of backward."""
+    return float(getattr(phases, name)) + (phases.again if name == "inputs" else 0.0)
 
 
 def _scaled(piece: Phases, before: Phases, after: Phases, parts: int) -> Phases:
@@ -236,4 +263,5 @@ def _scaled(piece: Phases, before: Phases, after: Phases, parts: int) -> Phases:
         scale(piece.forward, before.forward, after.forward),
         scale(piece.inputs, before.inputs, after.inputs),
         scale(piece.weight, before.weight, after.weight),
+        scale(piece.again, before.again, after.again),
     )

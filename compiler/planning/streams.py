@@ -3,7 +3,8 @@
 Work is a graph of tasks, each on one stream. A list scheduler takes, of the stream that can end a
 task first, the task whose longest path to the end is longest; several rules for that path are
 tried, with and without patience (a stream may wait for a task that is worth more than what is
-ready), and the order that ends first is kept. Where communication is overlapped, kernels are
+ready), and the order that the two longest chains would have alone (``chains.py``); the order that
+ends first is kept. Where communication is overlapped, kernels are
 launched for the multiprocessors that it leaves, whether or not a transfer is running at that
 moment.
 """
@@ -17,6 +18,8 @@ from functools import cached_property
 from heapq import heappop, heappush
 from typing import Literal
 
+from compiler.planning.chains import least_of_chains
+
 Stream = Literal["compute", "communicate"]
 STREAMS: tuple[Stream, ...] = ("compute", "communicate")
 EFFORT = 120_000  # tasks that are placed while orders are tried
@@ -24,6 +27,7 @@ PATIENCE = (0.0, 0.5, 1.0)  # of the time until the stream could have ended a ta
 TURNS = 6  # times that an order is improved from its end
 GOOD_ENOUGH = 1.002  # an order this close to the least is not improved further
 RULES = ((1.0, 1.0), (0.0, 1.0), (0.3, 1.0), (1.0, 0.3), (0.0, 0.0))  # what a path weighs
+ABOVE = (0.0, 0.5, 1.0)  # how much the order of the two chains counts, in longest paths
 KEPT = 4  # orders whose neighbours are tried
 SPREADS = (0.02, 0.05, 0.15, 0.3)
 
@@ -79,8 +83,23 @@ class Schedule:
     @property
     def hidden(self) -> float:
         """(sequential - total) / (sequential - bound): how much of what can be hidden is."""
+        return self._hidden(self.total)
+
+    @property
+    def reachable(self) -> float:
+        """The same of an order that takes ``least``: no order hides more."""
+        return self._hidden(self.least)
+
+    def _hidden(self, total: float) -> float:
         possible = self.sequential - self.bound
-        return (self.sequential - self.total) / possible if possible > 0 else 1.0
+        return (self.sequential - total) / possible if possible > 0 else 1.0
+
+    def __str__(self) -> str:
+        """How much is hidden, and how much can be where that is less than all."""
+        told = f"{self.hidden:.1%} hidden"
+        if self.reachable < 0.9995:
+            told += f" (no order hides more than {self.reachable:.1%})"
+        return told
 
 
 def bound(computing: float, communicating: float, charge: float) -> float:
@@ -110,8 +129,8 @@ def overlapped(tasks: Sequence[Task], charge: float, effort: int = EFFORT) -> Sc
     if all(task.stream == "compute" for task in tasks if task.seconds):
         charge = 0.0
     work = _Work(tasks, charge)
-    ends = _searched(work, effort)
-    return _schedule(tasks, work.slots(ends), charge, work.least if effort else 0.0)
+    ends, least = _searched(work, effort)
+    return _schedule(tasks, work.slots(ends), charge, least)
 
 
 class _Work:
@@ -141,9 +160,13 @@ class _Work:
 
     @cached_property
     def least(self) -> float:
-        """The shortest that any order can be, as far as is known."""
+        """The shortest that any order can be, as far as each stream alone says."""
         tails = self.path(1.0, 1.0)
         return max(self._least(lane, tails) for lane in range(len(STREAMS)))
+
+    def chains(self, best: float) -> tuple[float, list[int]]:
+        """The same as far as the two longest chains say, and their order; see ``chains.py``."""
+        return least_of_chains(self.lane, self.seconds, self.needs, best)
 
     def path(self, computing: float, communicating: float) -> list[float]:
         """Of each task, the longest path from its start to the end, by these weights; where both
@@ -264,17 +287,20 @@ class _Work:
 Tried = tuple[float, list[float], float, list[float]]  # its end, priorities, patience, all ends
 
 
-def _searched(work: _Work, effort: int) -> list[float]:
-    """The ends of the best order that is found."""
-    enough = work.least * GOOD_ENOUGH if effort else 0.0
+def _searched(work: _Work, effort: int) -> tuple[list[float], float]:
+    """The ends of the best order that is found, and what no order beats."""
+    least = work.least if effort else 0.0
     left = effort
+
+    def enough() -> float:
+        return least * GOOD_ENOUGH
 
     def improved(priority: list[float], patience: float) -> Tried:
         nonlocal left
         ends = work.run(priority, patience)
         left -= work.count
         for _ in range(TURNS):
-            if max(ends, default=0.0) <= enough or left <= 0:
+            if max(ends, default=0.0) <= enough() or left <= 0:
                 break
             left -= 2 * work.count
             again = work.run(work.run(ends, patience, back=True), patience)
@@ -286,13 +312,19 @@ def _searched(work: _Work, effort: int) -> list[float]:
     best: list[Tried] = []
     for patience in PATIENCE:
         for weights in RULES:
-            if best and (best[0][0] <= enough or left <= 0):
+            if best and (best[0][0] <= enough() or left <= 0):
                 break
             best.append(improved(work.path(*weights), patience))
             best.sort(key=lambda tried: tried[0])
+    if best[0][0] > enough() and effort:
+        bound, order = work.chains(best[0][0])
+        least = max(least, bound)
+        for above in ABOVE if order else ():
+            best += [improved(_led(work, order, above), patience) for patience in PATIENCE]
+        best.sort(key=lambda tried: tried[0])
     del best[KEPT:]
     randomly = random.Random(0)
-    while best[0][0] > enough and left > 0:
+    while best[0][0] > enough() and left > 0:
         place = randomly.randrange(len(best))
         end, priority, _, _ = best[place]
         spread = max(priority) * randomly.choice(SPREADS)
@@ -301,7 +333,20 @@ def _searched(work: _Work, effort: int) -> list[float]:
         if tried[0] < end:
             best[place] = tried
             best.sort(key=lambda one: one[0])
-    return best[0][3]
+    return best[0][3], least
+
+
+def _led(work: _Work, order: Sequence[int], above: float) -> list[float]:
+    """Paths to the end, but that the chains' tasks come in this order.
+
+    Args:
+        above: how far before all others, in longest paths.
+    """
+    out = work.path(1.0, 1.0)
+    longest = max(out)
+    for place, number in enumerate(order):
+        out[number] = longest * (above + 1 - place / len(order))
+    return out
 
 
 def _schedule(

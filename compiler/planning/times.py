@@ -21,21 +21,25 @@ from compiler.planning.sharding import Sharding
 
 @dataclass(frozen=True)
 class Phases:
-    """Seconds of a kernel or collective: forward, backward for the inputs, for the weights."""
+    """Seconds of a kernel or collective: forward, backward for the inputs, for the weights, and of
+    what runs forward ``again`` before those two. That reads what was kept, and no gradient."""
 
     forward: float
     inputs: float = 0.0
     weight: float = 0.0
+    again: float = 0.0
 
     def __add__(self, other: Phases) -> Phases:
         return Phases(
             self.forward + other.forward,
             self.inputs + other.inputs,
             self.weight + other.weight,
+            self.again + other.again,
         )
 
-    def times(self, factor: float) -> Phases:
-        return Phases(self.forward * factor, self.inputs * factor, self.weight * factor)
+    @property
+    def all(self) -> float:
+        return self.forward + self.inputs + self.weight + self.again
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Times:
         is_product = found is not None and kernel.flops > 0 and kernel.kind != "memory"
         again = forward * (found.again if found is not None and is_product else recomputed)
         return Phases(
-            forward, again + sum(map(self.seconds, inputs)), sum(map(self.seconds, weight))
+            forward, sum(map(self.seconds, inputs)), sum(map(self.seconds, weight)), again
         )
 
     def seconds(self, work: Work) -> float:

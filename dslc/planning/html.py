@@ -191,7 +191,7 @@ def _lanes(plan: Plan) -> Iterator[str]:
     yield (
         f"<p>{seconds(schedule.sequential)} one after the other,"
         f" {seconds(schedule.total)} overlapped, {seconds(schedule.bound)} at least:"
-        f" {schedule.hidden:.1%} of what can be hidden is.</p>"
+        f" {schedule}.</p>"
     )
 
 

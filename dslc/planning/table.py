@@ -127,7 +127,7 @@ def _time(plan: Plan) -> None:
                 f"{what}, overlapped" if plan.step is not None or halves else what,
                 seconds(schedule.total),
                 f"{seconds(schedule.sequential)} one after the other,"
-                f" {seconds(schedule.bound)} at least",
+                f" {seconds(schedule.bound)} at least: {schedule}",
             )
         )
     if rows:

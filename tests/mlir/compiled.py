@@ -26,7 +26,37 @@ ODD = {
         "vocab": 61, "layers": 3, "ffn": 52, "hidden": 40, "heads": 6, "kv_heads": 3, "head_dim": 6,
     },
     "qwen3_moe": {"vocab": 83, "layers": 3, "hidden": 35, "heads": 3, "kv_heads": 1},
+    "qwen2_5": {"vocab": 71, "layers": 2, "hidden": 36, "heads": 6, "ffn": 50},
+    "mixtral": {
+        "vocab": 67, "layers": 2, "hidden": 36, "heads": 6, "kv_heads": 2, "expert_ffn": 34,
+        "experts": 5,
+    },
+    "dsv2": {
+        "vocab": 89, "layers": 2, "hidden": 38, "dense": 0, "heads": 3, "q_rank": 14,
+        "kv_rank": 10, "rope": 6, "nope": 5, "value": 7, "experts": 6, "n_group": 3,
+        "topk_group": 2, "per_token": 3, "expert_ffn": 11,
+    },
+    "dsv3_2": {
+        "vocab": 79, "layers": 2, "hidden": 34, "dense": 0, "heads": 3, "q_rank": 14,
+        "kv_rank": 10, "rope": 6, "nope": 5, "value": 7, "experts": 6, "groups": 3,
+        "open_groups": 2, "per_token": 3, "expert_ffn": 9, "index_topk": 4, "index_heads": 3,
+        "index_width": 10,
+    },
 }  # fmt: skip
+
+# In tiles of 128 x 128: matrices of one tile, of two, and with partial ones at their edges, packed
+# and not.
+CODED = {
+    "dsv3": {
+        "hidden": 256, "vocab": 97, "layers": 2, "dense": 0, "heads": 3, "q_rank": 144,
+        "kv_rank": 40, "rope": 6, "nope": 5, "value": 7, "experts": 6, "groups": 3,
+        "open_groups": 2, "per_token": 3, "expert_ffn": 160, "shared_experts": 1,
+    },
+}  # fmt: skip
+
+
+def sizes(name: str, deploy: str | None) -> dict[str, int]:
+    return CODED[name] if deploy else ODD[name]
 
 
 @cache
@@ -46,27 +76,29 @@ def shared() -> Path:
 
 
 @cache
-def compiled(name: str, dtype: str = "float32") -> Path:
+def compiled(name: str, dtype: str = "float32", deploy: str | None = None) -> Path:
     """A directory that the MLIR backend wrote, whichever worker needs it first."""
-    where = shared() / f"{name}-{dtype}"
+    where = shared() / f"{name}-{dtype}-{deploy}"
     where.parent.mkdir(exist_ok=True)
     with open(where.parent / f"{where.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not where.exists():
-            dslc.compile(name, dims="small", set=ODD[name], backend="mlir").save(where, dtype)
+            chosen = sizes(name, deploy)
+            program = dslc.compile(name, dims="small", set=chosen, backend="mlir", deploy=deploy)
+            program.save(where, dtype)
     return where
 
 
 @cache
-def model(name: str, dtype: str = "float32") -> Model:
-    return load(compiled(name, dtype), seed=0)
+def model(name: str, dtype: str = "float32", deploy: str | None = None) -> Model:
+    return load(compiled(name, dtype, deploy), seed=0)
 
 
 @cache
-def reference(name: str, dtype: str = "float32") -> torch.nn.Module:
+def reference(name: str, dtype: str = "float32", deploy: str | None = None) -> torch.nn.Module:
     """The same model, with the same random weights, by the PyTorch backend."""
-    where = folder() / f"{name}-torch-{dtype}"
-    dslc.compile(name, dims="small", set=ODD[name]).save(where)
+    where = folder() / f"{name}-torch-{dtype}-{deploy}"
+    dslc.compile(name, dims="small", set=sizes(name, deploy), deploy=deploy).save(where)
     return dslc.load(where, seed=0, dtype=dtype)
 
 

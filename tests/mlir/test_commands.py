@@ -126,9 +126,8 @@ def test_what_a_module_cannot_do(options: tuple[str, ...], message: str) -> None
     "arguments, message",
     [
         (
-            ("dsv3", "--dims", "small", "--deploy", "fp8", "--backend", "mlir"),
-            "the MLIR backend compiles for no deployment yet ('fp8'); without one, FP8 checkpoints "
-            "run, dequantised when they are loaded",
+            ("dsv3", "--dims", "small", "--deploy", "ep2", "--backend", "mlir"),
+            "the MLIR backend compiles for one process, not for the mesh of deployment 'ep2'",
         ),
         (
             ("dsv3", "--dims", "small", "--backend", "mlir", "--optimize"),

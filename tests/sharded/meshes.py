@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 import dslc
+from backends.pytorch.inputs import InputError
 from dslc.program import compile_file
 
 # Odd numbers where the meshes allow them: 4 heads and 8 experts are divided by up to 4.
@@ -88,7 +90,19 @@ def work(model) -> dict:
         cache.truncate([2, 6, 0])
         found["after truncation"] = model(prompts(3, 2, seed=4), cache=cache)
     found["generated"] = model.generate(ragged, lengths, max_new_tokens=4)
+    how = {"temperature": 1.5, "top_p": 0.9, "min_p": 0.001, "seed": 11}
+    found["drawn"] = list(model.generate(prompts(3, 4, seed=5), max_new_tokens=3, **how))
     return found
+
+
+def refused(model) -> str:
+    """What is said where the logits of one sequence are NaN: at a token that no other has."""
+    model.module.embed.data[0] = torch.nan
+    tokens = prompts(3, 4, seed=5).clamp(min=1)
+    tokens[2, 1] = 0
+    with pytest.raises(InputError) as error:
+        model.generate(tokens)
+    return str(error.value)
 
 
 def rank(folder: Path, name: str, number: int) -> None:
@@ -107,4 +121,6 @@ def rank(folder: Path, name: str, number: int) -> None:
         out["uneven"] = work(uneven)
         random = dslc.load(folder / name, seed=7)
         out["random"] = {"ragged": random(prompts(5, 9))}
+    if name in ("ep2", "crossed"):
+        out["refused"] = refused(model)
     torch.save(out, folder / f"{name}.{number}.pt")

@@ -1,11 +1,14 @@
 """A rank reads its own slices and no other byte, and has memory for those alone."""
 
 import json
+import re
+import shutil
 import sys
 
 import pytest
 from meshes import SIZES
 from ranks import HERE, launch, once
+from reading import flipped
 
 import dslc
 from dslc import cli
@@ -16,6 +19,9 @@ LARGE = {
     "kv_rank": 64, "nope": 32, "rope": 16, "value": 32, "experts": 24, "groups": 4,
     "open_groups": 2, "per_token": 3, "expert_ffn": 512,
 }  # fmt: skip
+
+BLOCK = "model.layers.1.mlp.experts.5.up_proj.weight"
+EVERYONE = "model.layers.2.self_attn.q_a_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,17 @@ def prepared(folder):
         assert cli.run(["init", str(folder / name), "dsv3", *settings, "--dtype=float32"]) == 0
     dslc.compile("dsv3", set=LARGE, deploy="ep4").save(folder / "large")
     dslc.compile("dsv3", set=SIZES, deploy="ep4").save(folder / "small")
-    launch(folder, ("reading.rank", "large", 4))
+    dslc.compile("dsv3", set=SIZES, deploy="tp2ep2").save(folder / "small_tp2ep2")
+    small = folder / "small-checkpoint"
+    shutil.copytree(small, folder / "copy")
+    flipped(small, BLOCK, folder / "block")
+    flipped(small, EVERYONE, folder / "everyone")
+    launch(
+        folder,
+        ("reading.rank", "large", 4),
+        ("reading.copies", "small", 4),
+        ("reading.copies", "small_tp2ep2", 4),
+    )
 
 
 def test_a_quarter_of_the_experts_and_what_all_have(folder):
@@ -44,3 +60,28 @@ def test_a_quarter_of_the_experts_and_what_all_have(folder):
         assert found["held"] == experts // 4 + rest
         # What was freed before is used again, so that less may be seen; more is one tensor.
         assert 0.7 * found["held"] < found["peak"] < found["held"] + found["largest_tensor"] + 10e6
+
+
+@pytest.mark.parametrize("name", ["small", "small_tp2ep2"])
+def test_one_bit_of_a_copy(folder, name):
+    """Ranks with copies of their own compare what they loaded, and no more than that; those with
+    the same files read nothing for it. Block 5 is rank 2's (with tp2ep2, rank 2's and 3's)."""
+    ranks = [json.loads((folder / f"{name}.{n}.copies.json").read_text()) for n in range(4)]
+    for number, found in enumerate(ranks):
+        read, compared = found["all the same"]
+        assert compared == 0
+        # Of the rank on the other host, what this one has not read itself.
+        assert found["two hosts"][0] == read
+        assert 0 < found["two hosts"][1] < read, number
+    for case, tensor, rank in (("a block's", BLOCK, 2), ("all ranks'", EVERYONE, 1)):
+        said = {found[case] for found in ranks if isinstance(found[case], str)}
+        told = {
+            re.fullmatch(
+                r"rank (\d) \(here\) has another checkpoint than rank (\d) \(here\): "
+                rf"'{re.escape(tensor)}' holds other numbers",
+                text,
+            )
+            for text in said
+        }
+        assert told and None not in told, said
+        assert all(str(rank) in match.groups() for match in told), said

@@ -16,7 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from backends.pytorch.ahead.blocks import Blocks
-from backends.pytorch.runtime import Cache, Numbered, Step, gather, inf, making, named, softmax
+from backends.pytorch.runtime import (
+    Cache,
+    Numbered,
+    Step,
+    gather,
+    inf,
+    largest,
+    making,
+    named,
+    smallest,
+    softmax,
+)
 from backends.pytorch.runtime.attention import (
     Score,
     Sink,
@@ -37,8 +48,10 @@ __all__ = [
     "gather",
     "in_top",
     "inf",
+    "largest",
     "making",
     "named",
+    "smallest",
     "softmax",
     "stacks",
     "table",

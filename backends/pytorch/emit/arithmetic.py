@@ -156,7 +156,14 @@ def reduce(body: Body, node: Node) -> Value:
             value = value.with_(text, [a for a in value.axes if a != name])
         else:
             fill = {"sum": "0", "max": "-inf", "min": "inf"}[fn]
-            value = _reduced(body.within(value, [name], fill), fn, [name])
+            value = body.within(value, [name], fill)
+            if fn == "sum":
+                value = _reduced(value, fn, [name])
+            else:
+                text = call(
+                    {"max": "largest", "min": "smallest"}[fn], str(value), str(value.at(name))
+                )
+                value = value.with_(text, [a for a in value.axes if a != name])
     return value
 
 

@@ -67,7 +67,7 @@ class ClassWriter:
         self.program: Program = self.emitter.program
         members = [p.name for p in self.module.parameters] + [c.name for c in self.module.children]
         self._scope = Scope(*TAKEN, "self", *(attribute(m) for m in members))
-        for name in {n.split("@")[0] for n in self.module.methods} - {"call"}:
+        for name in {_def(label) for label in self.module.methods} - {"call"}:
             self._scope.take(name)
         self.sizes = Sizes(self._scope)
         for parameter in self.module.parameters:
@@ -153,7 +153,7 @@ class ClassWriter:
         if key not in self.methods:
             definition = next((d for d, b in self.module.methods.items() if b == body), "")
             entry = self.emitter.entry_of(self.module, body)
-            name = entry or definition.split("@")[0] or self._definition(body)
+            name = entry or _def(definition) or self._definition(body)
             self.methods[key] = self._written(
                 self.program.bodies[body],
                 "forward" if name == "call" else name,
@@ -386,6 +386,11 @@ class ClassWriter:
         met = [d for g in bodies for n in g for d in atoms(n.type.dims) if d.name in self._declared]
         found = self.sizes.equal(argument.name, argument.size, [*own, *met])
         return found or next(iter(named.values()), None)
+
+
+def _def(label: str) -> str:
+    """The def that a module's method is of: ``call``, of ``call@rows`` and of ``call'``."""
+    return label.split("@")[0].rstrip("'")
 
 
 def _signature(body: Body) -> str:

@@ -24,8 +24,8 @@ from compiler.ir import Module, Program
 # What model.py may import from the runtime, where it is used.
 RUNTIME = [
     "Coded", "Coding", "Mesh", "Numbered", "Pending", "Step", "apply", "arrived", "attention",
-    "experts", "gather", "in_top", "inf", "making", "named", "number_format", "paged", "quantize",
-    "scaled_linear", "softmax", "stacked", "table", "top", "wide",
+    "experts", "gather", "in_top", "inf", "largest", "making", "named", "number_format", "paged",
+    "quantize", "scaled_linear", "smallest", "softmax", "stacked", "table", "top", "wide",
 ]  # fmt: skip
 IMPORTED = ["torch", "Callable", "partial", "F", "nn", "Tensor", "kernels", *RUNTIME, "build", MESH]
 

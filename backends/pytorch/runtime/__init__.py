@@ -14,7 +14,7 @@ from backends.pytorch.runtime.fp8 import (
 )
 from backends.pytorch.runtime.mesh import Mesh
 from backends.pytorch.runtime.modules import Numbered, making, named, table
-from backends.pytorch.runtime.ops import gather, in_top, inf, softmax, top
+from backends.pytorch.runtime.ops import gather, in_top, inf, largest, smallest, softmax, top
 from backends.pytorch.runtime.stacked import stacked
 from backends.pytorch.runtime.step import Step
 from backends.pytorch.runtime.streams import Pending, arrived
@@ -34,12 +34,14 @@ __all__ = [
     "gather",
     "in_top",
     "inf",
+    "largest",
     "making",
     "named",
     "number_format",
     "paged",
     "quantize",
     "scaled_linear",
+    "smallest",
     "softmax",
     "stacked",
     "table",

@@ -10,11 +10,23 @@ inf = float("inf")
 
 def softmax(x: Tensor, axis: int) -> Tensor:
     """Softmax in f32, in the dtype of ``x``; a row of all -inf gives zeros, and zero gradients."""
+    if not x.shape[axis]:  # the history of a step without tokens
+        return x
     wide = x.float()
     peak = wide.detach().amax(axis, keepdim=True)
     raised = (wide - peak.masked_fill(peak == -inf, 0)).exp()
     total = raised.sum(axis, keepdim=True)
     return (raised / total.masked_fill(total == 0, 1)).to(x.dtype)
+
+
+def largest(x: Tensor, axis: int) -> Tensor:
+    """The maximum along a history. A step without tokens has none, and no result to be computed."""
+    return x.amax(axis) if x.shape[axis] else x.sum(axis)
+
+
+def smallest(x: Tensor, axis: int) -> Tensor:
+    """The minimum along a history, as ``largest``."""
+    return x.amin(axis) if x.shape[axis] else x.sum(axis)
 
 
 def top(x: Tensor, count: int, axis: int = -1) -> tuple[Tensor, Tensor]:

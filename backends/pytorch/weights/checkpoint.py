@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16")
 FP8 = "F8_E4M3"
+LARGEST_SCALE = np.finfo(np.float32).max / 448  # E4M3's largest code times it is a float32
 MOST_COMPARED = 20_000  # pairs of names that are compared for a near miss
 
 
@@ -333,11 +334,17 @@ def wrong_scale(
     if scale.dtype != "F32" or scale.shape != expected:
         return f"'{name}': expected F32 {list(expected)}, found {scale}"
     if scale.is_cut_off:
-        return f"'{name}': {_cut_off(scale)}"
+        return f"'{name}': {cut_off(scale)}"
     values = np.empty(scale.shape, dtype="<f4")
     reader.read_bytes(scale, values.data.cast("B"))
-    wrong = int((~np.isfinite(values)).sum())
-    return f"'{name}': {wrong} of its scales are NaN or infinite" if wrong else None
+    for wrong, what in (
+        (~np.isfinite(values), "NaN or infinite"),
+        (values < 0, "negative, which no quantiser writes"),
+        (values > LARGEST_SCALE, "so large that weights would be infinite"),
+    ):
+        if count := int(wrong.sum()):
+            return f"'{name}': {count} of its scales {'is' if count == 1 else 'are'} {what}"
+    return None
 
 
 def _wrong(tensor: Tensor, stored: Stored) -> str | None:
@@ -346,11 +353,12 @@ def _wrong(tensor: Tensor, stored: Stored) -> str | None:
     if stored.dtype not in (*FLOATS, FP8):
         return f"expected {', '.join(FLOATS)} or {FP8}, found {stored.dtype}"
     if stored.is_cut_off:
-        return _cut_off(stored)
+        return cut_off(stored)
     return None
 
 
-def _cut_off(stored: Stored) -> str:
+def cut_off(stored: Stored) -> str:
+    """What is wrong with a tensor that its file ends within."""
     return (
         f"cut off: expected bytes {stored.start:,} to {stored.start + stored.size:,} of "
         f"{stored.file.name}, found {stored.file_size:,} bytes in all"

@@ -25,6 +25,7 @@ from backends.pytorch.weights.checkpoint import (
     INDEX,
     Checkpoint,
     CheckpointError,
+    cut_off,
     scale_name,
     wrong_scale,
 )
@@ -80,15 +81,21 @@ def to_bf16(checkpoint: Checkpoint) -> list[Item]:
     """Every FP8 weight as BF16, scales left out.
 
     Raises:
-        CheckpointError: a weight has no scales, or such as do not fit; all of them are named.
+        CheckpointError: a weight has no scales, or such as do not fit, or is cut off, or is of a
+            type that nothing is known of; all of them are named.
     """
     problems = list(checkpoint.broken.items())
     items, scales = [], set()
     with Reader() as reader:
         for name, stored in checkpoint.tensors.items():
-            if stored.dtype != FP8:
-                continue
             scale = checkpoint.tensors.get(scale_name(name))
+            if stored.is_cut_off:
+                problems.append((name, cut_off(stored)))
+                continue
+            if stored.dtype != FP8:
+                if scale is not None:  # converted half it would be neither form
+                    problems.append((name, _not_scaled(stored)))
+                continue
             scales.add(scale_name(name))
             problem = wrong_scale(checkpoint, reader, stored, scale)
             if problem:
@@ -117,6 +124,9 @@ def to_codes(checkpoint: Checkpoint, codings: Mapping[str, Coding]) -> list[Item
     items = []
     for name, stored in checkpoint.tensors.items():
         coding = codings.get(name)
+        if coding is not None and stored.dtype != FP8 and scale_name(name) in checkpoint.tensors:
+            problems.append((name, _not_scaled(stored)))
+            continue
         if coding is None or (
             stored.dtype == FP8 and checkpoint.block == (coding.rows, coding.columns)
         ):
@@ -134,6 +144,10 @@ def to_codes(checkpoint: Checkpoint, codings: Mapping[str, Coding]) -> list[Item
             items.append(Item(stored, parts, coding=coding))
     _refuse(checkpoint, problems)
     return items
+
+
+def _not_scaled(stored: Stored) -> str:
+    return f"has scales '{scale_name(stored.name)}', but is {stored}, not {FP8}"
 
 
 def _refuse(checkpoint: Checkpoint, problems: list[tuple[str, str]]) -> None:

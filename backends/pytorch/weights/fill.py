@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -15,10 +16,18 @@ from compiler.shards import OwnTensor
 from compiler.tensors import Tensor
 
 
+class Log(Protocol):
+    """Is told of a tensor's parts as they are read, and when all of it has been."""
+
+    def add(self, stored: Stored, data: memoryview) -> None: ...
+    def done(self, name: str) -> None: ...
+
+
 def fill(
     match: Match,
     destination: Callable[[Tensor], torch.Tensor],
     progress: Callable[[int, int], None] | None = None,
+    log: Log | None = None,
 ) -> int:
     """Read every tensor into its place, one after the other in the order of the files.
 
@@ -27,6 +36,7 @@ def fill(
     Args:
         destination: gives the memory of a tensor, of its shape, in the dtype it is to have.
         progress: called with bytes read and bytes in all.
+        log: told what is read of each tensor.
 
     Returns:
         Bytes read.
@@ -37,7 +47,8 @@ def fill(
     total = sum(_size(source) for source in match.sources)
     done = 0
     in_file_order = sorted(match.sources, key=lambda s: (s.stored.file, s.stored.start))
-    with Reader() as weights, Reader() as scales, torch.no_grad():
+    heard = None if log is None else log.add
+    with Reader(heard) as weights, Reader(heard) as scales, torch.no_grad():
         filler = _Filler(match.checkpoint, weights, scales)
         for source in in_file_order:
             try:
@@ -46,6 +57,8 @@ def fill(
                 raise CheckpointError(
                     f"the checkpoint changed while it was read: {error}"
                 ) from None
+            if log is not None:
+                log.done(source.tensor.name)
             done += _size(source)
             if progress:
                 progress(done, total)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -107,9 +107,13 @@ class Reader:
     """Reads tensors of any number of files; keeps the file it read last open.
 
     Use as a context manager.
+
+    Args:
+        heard: told what has been read, once it has: a tensor or a part of one, and its bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[Stored, memoryview], None] | None = None) -> None:
+        self._heard = heard
         self._path: Path | None = None
         self._handle = -1
         self.bytes = 0  # that have been read
@@ -164,6 +168,8 @@ class Reader:
                 raise TensorFileError(f"{stored.file} ends within '{stored.name}'")
             done += count
             self.bytes += count
+        if self._heard is not None:
+            self._heard(stored, view)
 
     def read_parts(
         self, stored: Stored, stretches: Iterable[tuple[int, int]], into: torch.Tensor

@@ -46,7 +46,6 @@ def generate(spec: AttentionSpec, target: Target) -> Operator:
     arguments = (
         *ops.pointers(),
         pointer("out", spec.dtype),
-        pointer("partial", spec.dtype),
         pointer("weight", "float32"),
         pointer("q_offsets", "int32"),
         *([pointer("k_offsets", "int32")] if spec.packed else [pointer("lengths", "int32")]),
@@ -184,7 +183,9 @@ def _source(spec: AttentionSpec, ops: Operands, name: str, arguments: tuple[Argu
         "n = tl.arange(0, BLOCK_N)",
         *state_lines(ops, "BLOCK_M"),
         *_sink(spec),
-        "for s in tl.range(begin, end, BLOCK_N):",
+        # What does not change is computed anew: kept over the loop, it would cost registers that
+        # sums and scores need.
+        "for s in tl.range(begin, end, BLOCK_N, disable_licm=True):",
     ]
     body = ["inside = s + n < end"]
     if spec.packed:
@@ -203,12 +204,9 @@ def _source(spec: AttentionSpec, ops: Operands, name: str, arguments: tuple[Argu
     lines += [
         "",
         "share = 1.0 / tl.where(total == 0.0, 1.0, total)  # who sees nothing gives zeros",
-        "if tl.num_programs(1) == 1:",
-        f"    at = row * {spec.heads} + head[:, None]",
-        *(f"    {_store(spec, tile, 'out')}" for tile in ops.values),
-        "else:",
-        f"    at = (row * tl.num_programs(1) + split) * {spec.heads} + head[:, None]",
-        *(f"    {_store(spec, tile, 'partial')}" for tile in ops.values),
+        f"at = (row * tl.num_programs(1) + split) * {spec.heads} + head[:, None]",
+        *(_store(spec, tile) for tile in ops.values),
+        "if tl.num_programs(1) > 1:",
         f"    part_of = ((first + token).to(tl.int64) * tl.num_programs(1) + split) * {spec.heads}",
         "    tl.store(weight + part_of + head, peak + tl.log2(total), mask=asked)",
     ]
@@ -268,11 +266,15 @@ def _range(spec: AttentionSpec) -> list[str]:
         ]
     else:
         lines.append("history = tl.load(lengths + sequence)")
-    mine = "tile * BLOCK_M + tl.arange(0, BLOCK_M)"
+    first_head = f"kv_head * {group} + " if kv_heads > 1 else ""
     lines += [
-        f"pair = {mine}",
-        f"token = pair // {group}",
-        f"head = kv_head * {group} + pair % {group}" if kv_heads > 1 else f"head = pair % {group}",
+        f"if {group} % BLOCK_M == 0:  # the rows of a tile are heads of one query",
+        f"    token = tl.zeros([BLOCK_M], tl.int32) + tile * BLOCK_M // {group}",
+        f"    head = {first_head}tile * BLOCK_M % {group} + tl.arange(0, BLOCK_M)",
+        "else:",
+        "    pair = tile * BLOCK_M + tl.arange(0, BLOCK_M)",
+        f"    token = pair // {group}",
+        f"    head = {first_head}pair % {group}",
         "asked = token < queries",
         "start = history - queries  # the position of the sequence's first query",
         "position = start + token",
@@ -318,10 +320,10 @@ def _load(spec: AttentionSpec, tile: Tile) -> str:
     return f"{tile.name} = tl.load({tile.tensor} + {at}, mask={within(tile, 'inside')}, other=0.0)"
 
 
-def _store(spec: AttentionSpec, tile: Tile, tensor: str) -> str:
-    result = f"({sums(tile)} * share[:, None]).to({tensor}.dtype.element_ty)"
+def _store(spec: AttentionSpec, tile: Tile) -> str:
+    result = f"({sums(tile)} * share[:, None]).to(out.dtype.element_ty)"
     at = f"at * {spec.held.dim} + {column(tile)}"
-    return f"tl.store({tensor} + {at}, {result}, mask={within(tile, 'asked')})"
+    return f"tl.store(out + {at}, {result}, mask={within(tile, 'asked')})"
 
 
 def _reduction(spec: AttentionSpec, name: str) -> Kernel:
@@ -372,9 +374,8 @@ def _more(spec: AttentionSpec) -> list[str]:
 def _launcher(spec: AttentionSpec, name: str, arguments: tuple[Argument, ...], running: int) -> str:
     query = f"q_{spec.terms[0].name}"
     sequences = "k_offsets.numel() - 1" if spec.packed else "lengths.numel()"
-    passed = ", ".join(
-        {"table_width": "page_table.stride(0)"}.get(a.name, a.name) for a in arguments
-    )
+    renamed = {"table_width": "page_table.stride(0)", "out": "partial if splits > 1 else out"}
+    passed = ", ".join(renamed.get(a.name, a.name) for a in arguments)
     places = "k_offsets: int32 [sequences + 1]" if spec.packed else "lengths: int32 [sequences]"
     table = "; page_table: int32 [sequences, pages]" if spec.paged else ""
     heads, dim = spec.heads, spec.held.dim
