@@ -86,8 +86,8 @@ class ShardedModel(Model):
             self._apart = False
 
     def _choose(self, logits: Tensor, rows: Sequence[int], step: int, *how: Any) -> Tensor:
-        """As ``sampling.choose``: every rank for its own sequences, in turns with those that have the
-        same ones; all get the tokens."""
+        """As ``sampling.choose``: every rank for its own sequences, in turns with those that
+        have the same ones; all get the tokens."""
         mesh = self.mesh
         others = [axis for axis in mesh.sizes if axis not in self.manifest.batch]
         own = [i for i, row in enumerate(rows) if row in self._slots]
