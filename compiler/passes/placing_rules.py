@@ -251,7 +251,11 @@ def select(placer: Placer, node: Node) -> Placed:
 
 def rename(placer: Placer, node: Node) -> Placed:
     given = placer.unified(node)
-    dim = given.dims[node.attrs["dim"]]
+    dim, into = given.dims[node.attrs["dim"]], node.attrs["to"]
+    one_is_a_sum = "sum" in (dim.form, into.form) and len(dim.parts) != len(into.parts)
+    if one_is_a_sum and axes_of([dim]):  # a rank's rows are other ones of a sum than of an index
+        given = placer.made_whole(node, given, [node.attrs["dim"]])
+        dim = given.dims[node.attrs["dim"]]
     to = like(node.attrs["to"], dim)
     type = result(node.type, {**given.dims, node.attrs["to"].name: to})
     made = placer.emit(node, given.names, type, attrs={"dim": dim.name, "to": to})
