@@ -22,6 +22,7 @@ from load_memory import Sampler, dslc_command, environment
 
 def measured(compiled: str, checkpoint: str, dtype: str | None = None) -> dict[str, int]:
     """Load in this process, a rank of several."""
+    import backends.pytorch.load  # noqa: F401  what a process needs whatever it loads
     import dslc
 
     with Sampler() as sampler:
@@ -85,9 +86,9 @@ def main() -> None:
         f"{rest / 1e6:,.1f} MB; 1/{ways} of the experts and the rest are "
         f"{(blocks / ways + rest) / 1e6:,.1f} MB"
     )
-    print(f"{'rank':>4} {'MB read':>10} {'MB held':>10} {'peak MB':>10}")
+    print(f"{'rank':>4} {'MB read':>10} {'MB held':>10} {'largest':>10} {'peak MB':>10}")
     for number, row in enumerate(ranks):
-        told = (f"{row[key] / 1e6:>10,.1f}" for key in ("read", "held", "peak"))
+        told = (f"{row[key] / 1e6:>10,.1f}" for key in ("read", "held", "largest_tensor", "peak"))
         print(f"{number:>4} {' '.join(told)}")
 
 

@@ -76,6 +76,30 @@ def balance(
     return placed(loads, numbers, ranks)
 
 
+def unmeasured(blocks: int, places: int, nodes: int, ranks: int) -> tuple[int, ...]:
+    """The block in each place as long as no loads are known: ranks have contiguous runs of blocks,
+    and copies of others on their node, first of those whose rank has most to do.
+
+    Args: as ``balance`` has them; the nodes divide blocks and ranks, and the ranks places.
+    """
+    own, among, each = blocks // nodes, ranks // nodes, places // ranks
+    found: list[int] = []
+    for node in range(nodes):
+        held = [list(range(own * r // among, own * (r + 1) // among)) for r in range(among)]
+        home = [r for r, run in enumerate(held) for _ in run]
+        count = [1] * own
+        for rank, run in enumerate(held):
+            while len(run) < each:
+                work = [sum(1 / count[b] for b in other) for other in held]
+                others = [b for b in range(own) if b not in run] or range(own)
+                order = [(count[b], -work[home[b]], (home[b] - rank) % among, b) for b in others]
+                copied = min(order)[-1]
+                run.append(copied)
+                count[copied] += 1
+        found += [node * own + block for run in held for block in run]
+    return tuple(found)
+
+
 def placed(loads: Sequence[float], numbers: Sequence[int], ranks: int) -> Balanced:
     """What a placement gives."""
     count = [0] * len(loads)

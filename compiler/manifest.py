@@ -88,11 +88,12 @@ class DimRow(_Row):
 
 
 class ArrayRow(_Row):
-    """How an array of modules is dealt out in contiguous runs over mesh axes, with so many copies
-    behind it."""
+    """How an array of modules is dealt out in contiguous runs over mesh axes, with so many copies:
+    on the node of their block where tokens are sent once to each of ``nodes``."""
 
     axes: tuple[str, ...]
     redundant: NonNegativeInt = 0
+    nodes: NonNegativeInt = 1
 
 
 class ParameterRow(_Row):
@@ -392,7 +393,8 @@ def _dims(dims: Iterable[shards.DimShard]) -> tuple[DimRow, ...]:
 
 def _arrays(arrays: Iterable[shards.ArrayShard | None]) -> tuple[ArrayRow | None, ...]:
     return tuple(
-        None if a is None else ArrayRow(axes=a.axes, redundant=a.redundant) for a in arrays
+        None if a is None else ArrayRow(axes=a.axes, redundant=a.redundant, nodes=a.nodes)
+        for a in arrays
     )
 
 

@@ -93,11 +93,12 @@ def numbers(runs: Runs) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class ArrayShard:
-    """An array of modules, dealt out in contiguous runs over ``axes``, its ``redundant`` copies
-    behind it."""
+    """An array of modules, dealt out in contiguous runs over ``axes``, with so many ``redundant``
+    copies. Tokens are sent once to each of ``nodes``; to each rank by itself if it is 1."""
 
     axes: tuple[str, ...]
     redundant: int
+    nodes: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ Arrays = tuple[ArrayShard | None, ...]
 
 def _walk(whole: Program, local: Program) -> Iterator[tuple[Key, Shard]]:
     sizes = local.sizes
+    nodes = _nodes(local)
 
     def walk(place: Place, module: str, arrays: Arrays) -> Iterator[tuple[Key, Shard]]:
         own = local.modules[module]
@@ -130,7 +132,7 @@ def _walk(whole: Program, local: Program) -> Iterator[tuple[Key, Shard]]:
             divided = dims if any(d.is_divided for d in dims) else ()
             yield (path, place.ranges), Shard(divided, arrays if any(arrays) else ())
         for child, mine in zip(place.module.children, own.children, strict=True):
-            inner = arrays if child.array is None else (*arrays, _array(child, mine, sizes))
+            inner = arrays if child.array is None else (*arrays, _array(child, mine, sizes, nodes))
             yield from walk(child_place(whole, place, child), mine.module, inner)
 
     yield from walk(Place(whole.modules[whole.root]), local.root, ())
@@ -144,14 +146,28 @@ def _dim(whole: Dim, local: Dim, sizes: dict[str, int]) -> DimShard:
     return DimShard(size, (), whole.form, tuple(_dim(w, p, sizes) for w, p in parts))
 
 
-def _array(whole: Child, local: Child, sizes: dict[str, int]) -> ArrayShard | None:
+def _nodes(local: Program) -> dict[tuple[str, ...], int]:
+    """Of the axes that blocks are dealt out over, how many nodes tokens are sent to once."""
+    found: dict[tuple[str, ...], int] = {}
+    for body in local.bodies.values():
+        for node in body:
+            if node.op == "routing" and node.attrs["per_node"]:
+                axes = tuple(node.attrs["axes"])
+                ranks = prod(local.sizes[f"ranks.{axis}"] for axis in axes)
+                found[axes] = ranks // node.attrs["per_node"]
+    return found
+
+
+def _array(
+    whole: Child, local: Child, sizes: dict[str, int], nodes: dict[tuple[str, ...], int]
+) -> ArrayShard | None:
     if whole.array is None or local.array is None or not local.array.axes:
         return None
     ways = 1
     for axis in local.array.axes:
         ways *= sizes[f"ranks.{axis}"]
     redundant = local.array.size.at(sizes) * ways - whole.array.size.at(sizes)
-    return ArrayShard(local.array.axes, redundant)
+    return ArrayShard(local.array.axes, redundant, nodes.get(local.array.axes, 1))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,9 @@ def failed(error: BaseException, text: str) -> None:
 
 def watch_over() -> None:
     """Fork a process that ends this one if it is stopped, or whoever launched it is gone. To be
-    called before threads begin."""
+    called before threads begin, and before torch is imported: its own words about what fails are
+    left to us."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if not Path("/proc/self/stat").exists():
         return
     parent, launcher = os.getpid(), os.getppid()

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
@@ -24,12 +25,13 @@ from backends.pytorch.copies import Copies
 from backends.pytorch.faults import Pulse
 from backends.pytorch.runtime import Mesh
 from backends.pytorch.weights.checkpoint import Checkpoint
-from backends.pytorch.world import RankError, check_world, rank, world
+from backends.pytorch.world import RankError, check_world, meeting_place, rank, world
 from compiler.manifest import FILE_NAME, Manifest
 
 # Ranks may differ in how long they take; whether they live is another's affair (faults.py).
 TIMEOUT = timedelta(minutes=30)
 MEETING = timedelta(seconds=300)  # for all processes to come up
+NAMED = timedelta(seconds=15)  # for the name of the host where they meet to be known
 SAMPLE = 64  # bytes of each tensor that tell checkpoints apart
 BESIDE = ("generation_config.json", "tokenizer.json")  # what ends a text, and what its tokens are
 _loads = count()  # every rank loads the same models in the same order
@@ -94,14 +96,35 @@ def _joined() -> Store:
 
 
 def _client(host: bool = False) -> Store:
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = meeting_place()
+    _known(address)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         store = TCPStore(address, port, world(), host, MEETING, wait_for_workers=False)
     except DistNetworkError as error:
         first = str(error).splitlines()[0]
-        raise RankError(f"the job's store at {address}:{port} cannot be reached: {first}") from None
+        what = "cannot be opened" if host else "cannot be reached"
+        raise RankError(f"the job's store at {address}:{port} {what}: {first}") from None
     return PrefixStore(f"dslc/{attempt}", store)
+
+
+def _known(address: str) -> None:
+    """
+    Raises:
+        RankError: there is no host of this name; of one that is just starting, not for a while.
+    """
+    deadline = time.monotonic() + NAMED.seconds
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                problem = error.strerror or error
+                raise RankError(
+                    f"MASTER_ADDR is '{address}', and no such host is known: {problem}"
+                ) from None
+            time.sleep(1)
 
 
 def agree(store: Store, alike: Mapping[str, Any], files: str = "") -> Copies:

@@ -23,7 +23,7 @@ from backends.pytorch.runtime import Cache, Mesh, Step
 from backends.pytorch.runtime.routing import Placement
 from backends.pytorch.weights.checkpoint import Match, Source
 from backends.pytorch.weights.problems import message, told
-from backends.pytorch.weights.slices import PlacementError, own, part_of
+from backends.pytorch.weights.slices import own, part_of, places
 from compiler.manifest import Manifest
 from compiler.shards import OwnTensor
 from compiler.tensors import Pattern
@@ -252,41 +252,6 @@ def own_part(
 
 
 def place_blocks(model: ShardedModel, placements: Mapping[str, Sequence[int]]) -> None:
-    """Tell the mesh which copies of blocks there are.
-
-    Raises:
-        PlacementError: there is no such array, or it has other places.
-    """
-    arrays: dict[str, tuple[int, int]] = {}
-    for row in model.manifest.parameters:
-        for at, dealt in enumerate(row.dealt or ()):
-            if dealt is None:
-                continue
-            stem = row.path.split(f"[{{{at}}}]")[0]
-            before = list(row.ranges[:at])
-            for place in _product(before):
-                path = stem.format(*place).replace("[", ".").replace("]", "")
-                start, stop = row.ranges[at]
-                arrays[path] = (stop - start, dealt.redundant)
-    unknown = [path for path in placements if path not in arrays]
-    if unknown:
-        raise PlacementError(f"no array of blocks is called '{unknown[0]}': {', '.join(arrays)}")
-    for path, (blocks, redundant) in arrays.items():
-        numbers = placements.get(path)
-        if numbers is None and redundant:
-            numbers = [*range(blocks), *(i % blocks for i in range(redundant))]
-        if numbers is None:
-            continue
-        if len(numbers) != blocks + redundant or set(numbers) != set(range(blocks)):
-            raise PlacementError(
-                f"'{path}' has {blocks + redundant} places for {blocks} blocks, each of which "
-                f"lies in one at least; the placement has {len(numbers)} of {len(set(numbers))}"
-            )
-        model.mesh.placements[path] = Placement.of(numbers, blocks)
-
-
-def _product(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, ...]]:
-    out: list[tuple[int, ...]] = [()]
-    for start, stop in ranges:
-        out = [(*before, number) for before in out for number in range(start, stop)]
-    return out
+    """Tell the mesh which copies of blocks there are."""
+    for path, numbers in places(model.manifest, model.mesh, placements).items():
+        model.mesh.placements[path] = Placement.of(numbers, len(set(numbers)))

@@ -20,11 +20,45 @@ def is_worker() -> bool:
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    """
+    Raises:
+        RankError: what the environment says is no rank.
+    """
+    number, count = _said("RANK", 0), world()
+    if number >= count:
+        raise RankError(f"RANK is {number} of WORLD_SIZE {count}: ranks are 0 .. {count - 1}")
+    return number
 
 
 def world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """
+    Raises:
+        RankError: what the environment says is no number of processes.
+    """
+    return max(1, _said("WORLD_SIZE", 1))
+
+
+def meeting_place() -> tuple[str, int]:
+    """Where the processes meet: a host and a port.
+
+    Raises:
+        RankError: the environment does not say, or says something else.
+    """
+    host = os.environ.get("MASTER_ADDR", "")
+    if not host:
+        raise RankError("MASTER_ADDR does not say on which host processes meet; torchrun sets it")
+    port = _said("MASTER_PORT", 0)
+    if not 0 < port < 1 << 16:
+        raise RankError("MASTER_PORT does not say at which port processes meet; torchrun sets it")
+    return host, port
+
+
+def _said(name: str, default: int) -> int:
+    """A number that whoever launches processes has put into the environment."""
+    text = os.environ.get(name, str(default))
+    if not text.isascii() or not text.isdigit():
+        raise RankError(f"{name} is '{text}', which is no number; torchrun sets it")
+    return int(text)
 
 
 def check_world(manifest: Manifest, processes: int | None = None) -> None:

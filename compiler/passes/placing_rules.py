@@ -167,8 +167,10 @@ def kept(placer: Placer, node: Node) -> Placed:
 def gather(placer: Placer, node: Node) -> Placed:
     given = once(placer, node, placer.all_summed(placer.unified(node)))
     name = node.attrs["dim"]
-    table = given.values[0].type
-    dim = table.dims[placer.old[node.inputs[0]].type.names.index(name)]
+    at = placer.old[node.inputs[0]].type.names.index(name)
+    dim = given.values[0].type.dims[at]
+    if is_divided(dim) and not dim.axes:  # picks are of all of it, and it is divided in its parts
+        given = placer.made_whole(node, given, [name])
     if dim.axes:
         attrs = {"axes": dim.axes, "dim": dim.name}
         type = result(node.type, given.dims)

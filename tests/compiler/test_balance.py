@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.balance import BalanceError, balance, placed
+from compiler.balance import BalanceError, balance, placed, unmeasured
+from compiler.pipeline import compile_model
+from compiler.shards import shards
 
 # DeepSeek's EPLB, README: 12 experts, 16 replicas, 4 groups, 2 nodes, 8 GPUs.
 PUBLISHED = [
@@ -79,6 +81,35 @@ def test_a_groups_blocks_stay_on_one_node():
     numbers = balance(loads, 16, groups=4, nodes=2, ranks=4).numbers
     first, second = ({n // 4 for n in numbers[:8]}, {n // 4 for n in numbers[8:]})
     assert not first & second
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5))
+def test_without_loads_blocks_lie_in_order_and_copies_on_their_node(nodes, among, own, each):
+    """Every block lies somewhere on its node; no rank has one twice unless it has all of them."""
+    blocks, ranks = nodes * own, nodes * among
+    places = ranks * max(each, -(-own // among))
+    numbers = unmeasured(blocks, places, nodes, ranks)
+    assert len(numbers) == places and set(numbers) == set(range(blocks))
+    for node in range(nodes):
+        there = numbers[places // nodes * node : places // nodes * (node + 1)]
+        assert set(there) == set(range(own * node, own * (node + 1)))
+    for rank in range(ranks):
+        mine = numbers[places // ranks * rank : places // ranks * (rank + 1)]
+        assert len(set(mine)) == min(len(mine), own)
+
+
+def test_the_published_deployments_without_loads():
+    """Of 256 experts and 32 copies: 9 on each of 32 ranks, two groups of 32 on each of 4 nodes; two
+    on each of 144 ranks, whose 18 nodes the 8 groups do not divide over."""
+    done = compile_model("models/dsv3.arch", deploy="prefill")
+    arrays = [shard.arrays for _, shard in shards(done.after("elaborate"), done.program)]
+    assert {(a.redundant, a.nodes) for own in arrays for a in own if a} == {(32, 4)}
+    numbers = unmeasured(256, 288, 4, 32)
+    assert {sum(1 / numbers.count(b) for b in numbers[9 * r : 9 * r + 9]) for r in range(32)} == {8}
+    numbers = unmeasured(256, 288, 1, 144)
+    assert (
+        max(sum(1 / numbers.count(b) for b in numbers[2 * r : 2 * r + 2]) for r in range(144)) == 2
+    )
 
 
 @pytest.mark.parametrize(

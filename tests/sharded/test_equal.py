@@ -7,6 +7,7 @@ from ranks import launch, once
 
 import dslc
 from backends.pytorch.runtime.routing import Placement
+from compiler.balance import unmeasured
 
 ROW = SIZES["hidden"] * 4  # bytes of a token in float32
 PICKS = SIZES["per_token"] * 8  # of its picks and gates
@@ -93,8 +94,7 @@ def test_ranks_send_what_the_recorded_routing_implies(request, ranks, folder):
     for sender, found in enumerate(ranks):
         for _, pick in found["log"]:
             if name == "ep2x":
-                places = [*range(8), *range(4)]
-                pick = Placement.of(places, 8).spread(pick, sender)
+                pick = Placement.of(unmeasured(8, 12, 1, 2), 8).spread(pick, sender)
             for token in pick.tolist():
                 for receiver in {place // each for place in token}:
                     go[sender, receiver] += 1
@@ -139,13 +139,14 @@ def test_micro_batches_send_the_same_rows_in_more_transfers(folder, one, two):
 @pytest.mark.parametrize("name", ["nodes", "prefill4"])
 def test_a_token_goes_to_a_node_once_and_is_forwarded_inside(folder, name):
     ranks = [torch.load(folder / f"{name}.{n}.pt", weights_only=False) for n in range(4)]
-    copies = 4 if name == "prefill4" else 0
-    each, placement = (8 + copies) // 4, Placement.of([*range(8), *range(copies)], 8)
+    places = 12 if name == "prefill4" else 8  # copies lie on their blocks' node
+    each, placement = places // 4, Placement.of(unmeasured(8, places, 2, 4), 8)
     between = within = direct = 0
     for sender, found in enumerate(ranks):
         for _, pick in found["log"]:
-            for token in placement.spread(pick, sender).tolist():
-                receivers = {place // each for place in token}
+            for picked, token in zip(pick, placement.spread(pick, sender), strict=True):
+                receivers = {place // each for place in token.tolist()}
+                assert {r // 2 for r in receivers} == {block // 4 for block in picked.tolist()}
                 direct += len(receivers - {sender})
                 between += len({r // 2 for r in receivers} - {sender // 2})
                 within += sum(r % 2 != sender % 2 for r in receivers)

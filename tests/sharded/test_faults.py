@@ -3,15 +3,18 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from meshes import compiled
 
 import dslc
+from backends.pytorch import ranks
 from dslc.program import compile_file
 
 HERE = Path(__file__).parent
@@ -24,6 +27,7 @@ RANK = r"rank {} \([\w.-]+, process \d+\)"
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
     compiled(folder, "ep2")
+    compiled(folder, "turns2")
     return folder
 
 
@@ -71,14 +75,17 @@ def workers(job, count):
 
 
 @pytest.mark.parametrize(
-    ("number", "victim", "message"),
+    ("name", "number", "victim", "message"),
     [
-        (signal.SIGKILL, 1, r"error: rank 1 \(process \d+\) was ended by SIGKILL"),
-        (signal.SIGSTOP, 0, rf"error: {RANK.format(0)} was stopped, and is ended"),
+        ("ep2", signal.SIGKILL, 1, r"error: rank 1 \(process \d+\) was ended by SIGKILL"),
+        ("turns2", signal.SIGKILL, 0, r"error: rank 0 \(process \d+\) was ended by SIGKILL"),
+        ("turns2", signal.SIGSTOP, 0, rf"error: {RANK.format(0)} was stopped, and is ended"),
     ],
 )
-def test_a_rank_that_dies_or_is_stopped(folder, number, victim, message):
-    job = started(["-m", "dslc", "run", str(folder / "ep2"), "--nproc", "2", *ENDLESS])
+def test_a_rank_that_dies_or_is_stopped(folder, name, number, victim, message):
+    """With two micro-batches, while transfers are in flight."""
+    prompts = ["--tokens", "4,5", "--tokens", "6", "--tokens", "7,8"]
+    job = started(["-m", "dslc", "run", str(folder / name), "--nproc", "2", *prompts, *ENDLESS])
     os.kill(workers(job, 2)[victim], number)
     status, said, err = ended(job, within=30)
     assert status == 1
@@ -150,6 +157,58 @@ def test_a_rank_whose_checkpoint_is_missing(folder):
     assert status == 1 and len(said) == 1, err
     message = rf"there is no checkpoint folder {folder / 'nowhere'}"
     assert re.fullmatch(rf"error: {RANK.format(1)}: {message}", said[0]), err
+
+
+def test_a_rank_whose_directory_is_missing(folder):
+    job = torchrun(2, "directory", folder / "nowhere", "run", folder / "ep2", *SHORT)
+    status, said, err = ended(job, within=100)
+    assert status == 1 and len(said) == 1, err
+    message = rf"{folder / 'nowhere'} is not a compiled model: there is no such directory"
+    assert re.fullmatch(rf"error: {RANK.format(1)}: {message}", said[0]), err
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"RANK": "x"}, "RANK is 'x', which is no number; torchrun sets it"),
+        ({"RANK": "2"}, "RANK is 2 of WORLD_SIZE 2: ranks are 0 .. 1"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2', which is no number; torchrun sets it"),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT is 'abc', which is no number; torchrun sets it"),
+        ({"MASTER_PORT": "0"},
+         "MASTER_PORT does not say at which port processes meet; torchrun sets it"),
+        ({"MASTER_ADDR": ""},
+         "MASTER_ADDR does not say on which host processes meet; torchrun sets it"),
+        ({"MASTER_ADDR": "node-17"},
+         "MASTER_ADDR is 'node-17', and no such host is known: Name or service not known"),
+    ],
+)  # fmt: skip
+def test_what_a_launcher_may_have_got_wrong(folder, monkeypatch, setting, message):
+    def unknown(*_):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    for name, value in {**LAUNCHED, **setting}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ranks, "NAMED", timedelta(0))
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(dslc.UserError) as error:
+        dslc.load(folder / "ep2")
+    assert str(error.value) == message
+
+
+def test_a_port_that_is_in_use(folder, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        for name, value in {**LAUNCHED, "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(dslc.UserError) as error:
+            dslc.load(folder / "ep2")
+    said = f"the job's store at 127.0.0.1:{port} cannot be opened: The server socket has failed"
+    assert str(error.value).startswith(said)
 
 
 def test_a_mesh_that_the_world_does_not_fit(folder):

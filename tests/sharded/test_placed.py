@@ -23,7 +23,7 @@ def prepared(folder):
     tensors = {name: tensor.clone() for name, tensor in single.state_dict().items()}
     for name in tensors:
         if name.endswith("e_score_correction_bias"):
-            tensors[name][::2] += 100.0  # half of the experts get everything
+            tensors[name][1::2] += 100.0  # half of the experts get everything
     write(folder / "uneven", tensors)
     for name in NAMES:
         compiled(folder, name)

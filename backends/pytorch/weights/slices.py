@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import product
 from math import prod
 
 import torch
 
 from backends.pytorch.runtime import Mesh
+from compiler.balance import unmeasured
 from compiler.errors import UserError
 from compiler.manifest import ArrayRow, DimRow, Manifest, ParameterRow
 from compiler.shards import OwnTensor, Runs, numbers, runs
@@ -73,10 +75,7 @@ class OwnPattern(Pattern):
         """The number of the block in a place of an array."""
         array = self.path.split(f"[{{{at}}}]")[0].format(*before)
         held = dict(self.placements).get(array.replace("[", ".").replace("]", ""))
-        count = len(self.ranges[at])
-        if held is not None:
-            return held[place]
-        return place if place < count else (place - count) % count
+        return place if held is None else held[place]
 
 
 def own(
@@ -86,9 +85,12 @@ def own(
 
     Args:
         placements: by the path of an array of modules (``layers.3.mlp.expert``), the number of the
-            block in each place.
+            block in each place; as ``places`` has them unless given.
+
+    Raises:
+        PlacementError: there is no such array, or it has other places.
     """
-    held = tuple((path, tuple(numbers)) for path, numbers in placements.items())
+    held = tuple(places(manifest, mesh, placements).items())
     found: list[Pattern] = []
     for row in manifest.parameters:
         whole = row.pattern()
@@ -99,6 +101,46 @@ def own(
             )
         found.append(OwnPattern(**base, row=row, mesh=mesh, placements=held))
     return found
+
+
+def places(
+    manifest: Manifest, mesh: Mesh, placements: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    """The block in each place of every array that has copies, or for which it is given.
+
+    Raises: as ``own`` does.
+    """
+    arrays: dict[str, tuple[int, ArrayRow]] = {}
+    for row in manifest.parameters:
+        for at, dealt in enumerate(row.dealt or ()):
+            if dealt is None:
+                continue
+            stem = row.path.split(f"[{{{at}}}]")[0]
+            start, stop = row.ranges[at]
+            for before in product(*(range(*pair) for pair in row.ranges[:at])):
+                path = stem.format(*before).replace("[", ".").replace("]", "")
+                arrays[path] = (stop - start, dealt)
+    unknown = [path for path in placements if path not in arrays]
+    if unknown:
+        raise PlacementError(f"no array of blocks is called '{unknown[0]}': {', '.join(arrays)}")
+    found: dict[str, tuple[int, ...]] = {}
+    for path, (blocks, dealt) in arrays.items():
+        count = blocks + dealt.redundant
+        if path in placements:
+            found[path] = tuple(placements[path])
+        elif dealt.redundant:
+            found[path] = _unmeasured(blocks, count, dealt.nodes, mesh.ways(*dealt.axes))
+        else:
+            continue
+        if len(found[path]) != count or set(found[path]) != set(range(blocks)):
+            raise PlacementError(
+                f"'{path}' has {count} places for {blocks} blocks, each of which lies in one at "
+                f"least; the placement has {len(found[path])} of {len(set(found[path]))}"
+            )
+    return found
+
+
+_unmeasured = cache(unmeasured)  # layers are alike
 
 
 def own_places(mesh: Mesh, dealt: ArrayRow, blocks: int) -> range:
