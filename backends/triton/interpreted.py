@@ -61,6 +61,25 @@ def install() -> None:
 
     interpreter.InterpreterBuilder.cast_impl = cast_impl
 
+    patched = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor: Any, *rest: Any) -> None:
+        patched(tensor, *rest)
+        # Triton 3.6 asks numpy for the number that an array of one number is: 2.4 refuses.
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
+
+    splat = interpreter.InterpreterBuilder.create_splat
+
+    def create_splat(self: Any, *given: Any) -> Any:
+        made = splat(self, *given)
+        if given[-1].data.dtype == np.bool_:  # 3.9 makes an int32 of it, which is no mask
+            return interpreter.TensorHandle(made.data.astype(np.bool_), tl.int1)
+        return made
+
+    interpreter.InterpreterBuilder.create_splat = create_splat
+
     product = interpreter.InterpreterBuilder.create_dot
 
     def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:

@@ -71,3 +71,21 @@ def test_whole_numbers_become_bfloat16_and_are_again(dtype, tmp_path) -> None:
     y, back = torch.empty(4, dtype=torch.bfloat16), torch.empty(4, dtype=torch.int32)
     load_text(WHOLE, tmp_path).there_and_back[(1,)](x, y, back, N=4)
     assert torch.equal(y, x.to(torch.bfloat16)) and torch.equal(back, x.to(torch.int32))
+
+
+MASKED = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def first_ones(count, y, N: tl.constexpr):
+    at = tl.arange(0, N)
+    wanted = tl.load(count)
+    tl.store(y + at, at, mask=(wanted > 0) & (at < wanted))
+"""
+
+
+def test_a_condition_on_one_number_is_part_of_a_mask(tmp_path) -> None:
+    y = torch.full((4,), -1, dtype=torch.int32)
+    load_text(MASKED, tmp_path).first_ones[(1,)](torch.tensor([3]), y, N=4)
+    assert y.tolist() == [0, 1, 2, -1]

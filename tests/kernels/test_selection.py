@@ -1,5 +1,6 @@
 """What is left to torch: for shipped models and GPUs, and for a model of a user's own."""
 
+import ast
 import re
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,15 @@ def generated(file: str, target: str = "sm_90", **choices):
     return generate(program, TARGETS[target], "bfloat16")
 
 
+# Every kernel's docstring: what it computes, tiling, bytes, FLOPs, and the bound it should meet.
+DOCUMENTED = (r"\A\S", r"[Pp]rogram|tile", r"[Bb]ytes|\d MB", r"FLOP", r"[Bb]ound")
+
+
+def told(source: str) -> str:
+    (function,) = ast.parse(source).body
+    return ast.get_docstring(function) or ""
+
+
 @pytest.mark.parametrize("target", ["sm_90", "sm_100"])
 @pytest.mark.parametrize(
     ("file", "deploy"),
@@ -29,6 +39,9 @@ def test_nothing_is_left_to_torch(file: str, deploy: str | None, target: str) ->
     for operator in found.operators:
         cost = operator.traffic(operator.shown)
         assert cost.bytes <= 1.2 * cost.bound, operator.name
+        for kernel in operator.kernels:
+            for what in DOCUMENTED:
+                assert re.search(what, told(kernel.source)), f"{kernel.name}: {what}"
 
 
 def test_what_is_left_is_told_with_its_place() -> None:

@@ -72,7 +72,8 @@ def _kernel(spec: Rows, name: str) -> Kernel:
 def {name}(table, index, rows, BLOCK: tl.constexpr):
     """{about}; rows of {spec.width}.
 
-    A program copies BLOCK numbers of a row. A row moves {moved:,} bytes: the bound is memory.
+    A program copies BLOCK numbers of a row. A row moves {moved:,} bytes and
+    takes no FLOPs: the bound is memory.
     """
     row = tl.program_id(0).to(tl.int64)
     lane = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
