@@ -1,7 +1,8 @@
 """``make gpu``: the kernels' tests on the GPU, then how fast they are; in parts of 8 minutes.
 
 What a part has done is kept (tests in ``build/gpu``, timings in ``benchmarks/results``), so that
-the same command goes on where the last one stopped. Without a GPU it says so and ends well.
+the same command goes on where the last one stopped, within a file of tests too. Without a GPU it
+says so and ends well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+PASSED = "DSLC_PASSED"  # benchmarks/resume.py reads it
 PART = 8 * 60  # seconds
 LEAST = 30  # seconds left that are worth starting something
 TESTS = ("tests/kernels/test_*.py", "tests/sharded/test_nccl.py")
@@ -36,6 +38,7 @@ def main() -> int:
         return 0
     kept = ROOT / "build" / "gpu" / "tests.json"
     outcomes = read(kept)
+    passed_tests = kept.with_name(f"passed-{digest()[:16]}.txt")
     files = [
         path.relative_to(ROOT).as_posix() for each in TESTS for path in sorted(ROOT.glob(each))
     ]
@@ -43,7 +46,7 @@ def main() -> int:
         left = end - time.monotonic()
         if outcomes.get(name) == "passed" or left < LEAST:
             continue
-        outcomes[name] = test(name, left)
+        outcomes[name] = test(name, left, passed_tests)
         write(kept, outcomes)
         print(f"make gpu: {name}: {outcomes[name]}", flush=True)
     failed = [name for name in files if outcomes.get(name) == "failed"]
@@ -58,10 +61,17 @@ def main() -> int:
     return 1 if failed else status
 
 
-def test(name: str, seconds: float) -> str:
-    """Run a file of tests on the GPU: passed, failed, or stopped as time ran out."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]
+def test(name: str, seconds: float, passed: Path) -> str:
+    """Run what is left of a file of tests on the GPU: passed, failed, or stopped as time ran out.
+
+    Args:
+        passed: the file that lists tests which passed before.
+    """
+    passed.parent.mkdir(parents=True, exist_ok=True)
+    resuming = ["-p", "no:cacheprovider", "-p", "benchmarks.resume"]
+    command = [sys.executable, "-m", "pytest", "-q", *resuming, name]
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
+    environment[PASSED] = str(passed)
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:

@@ -28,7 +28,7 @@ from compiler.meanings import meaning
 from compiler.rules import RuleError, Scope
 from compiler.semantics import MeaningError, Named
 from compiler.semantics_coded import stored
-from compiler.signatures import block_rows
+from compiler.signatures import block_rows, shape_of
 from dsl.diagnostics import Span
 from dsl.extents import ExtentError
 
@@ -335,8 +335,7 @@ class Frame:
         if node.type.dtype == "bundle":
             return result
         tensor = result.to(node.type.names)
-        lengths = zip(node.type.dims, tensor.shape, strict=True)  # of rows sent here none knows one
-        shape = [self.size(d) if d.size.names <= self.sizes.keys() else n for d, n in lengths]
+        shape = shape_of(node.type, tensor.shape, self)
         if list(tensor.shape) != shape:
             raise MeaningError(f"the result is {list(tensor.shape)}, its type {node.type} {shape}")
         tensor = self.rounded(tensor.to(self.dtype(node.type.dtype)), node)

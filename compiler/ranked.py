@@ -28,8 +28,26 @@ class World:
     def __init__(self, sizes: Mapping[str, int]):
         self.sizes = dict(sizes)
         self.ranks = prod(self.sizes.values())
-        self.barrier = threading.Barrier(self.ranks, timeout=120)
         self.slots: list[Any] = [None] * self.ranks
+        self.failed = False
+        self._meetings: dict[tuple[int, ...], threading.Barrier] = {}
+        self._lock = threading.Lock()
+
+    def meeting(self, ranks: tuple[int, ...]) -> threading.Barrier:
+        """Where these ranks meet. Others may meet more often: blocks that a token picked talk to
+        ranks that have the same token."""
+        with self._lock:
+            if ranks not in self._meetings:
+                self._meetings[ranks] = threading.Barrier(len(ranks), timeout=120)
+                if self.failed:
+                    self._meetings[ranks].abort()
+            return self._meetings[ranks]
+
+    def abort(self) -> None:
+        with self._lock:
+            self.failed = True
+            for meeting in self._meetings.values():
+                meeting.abort()
 
     def members(self) -> list[Member]:
         places = product(*(range(size) for size in self.sizes.values()))
@@ -55,18 +73,20 @@ class Member:
         return place
 
     def exchange(self, axes: tuple[str, ...], value: T) -> list[T]:
-        """The values of the ranks along some axes, in their order. All ranks come here."""
+        """The values of the ranks along some axes, in their order. All of them come here."""
         world = self.world
-        world.slots[self.number] = value
-        world.barrier.wait()
-        found: list[T] = []
+        ranks = []
         for place in product(*(range(world.sizes[axis]) for axis in axes)):
             at = {**self.at, **dict(zip(axes, place, strict=True))}
             number = 0
             for axis, size in world.sizes.items():
                 number = number * size + at[axis]
-            found.append(world.slots[number])
-        world.barrier.wait()
+            ranks.append(number)
+        meeting = world.meeting(tuple(sorted(ranks)))
+        world.slots[self.number] = value
+        meeting.wait()
+        found: list[T] = [world.slots[number] for number in ranks]
+        meeting.wait()
         return found
 
 
@@ -86,7 +106,7 @@ def run_all(jobs: list[Callable[[], T]], world: World) -> list[T]:
             pass
         except BaseException as error:
             raised.append(error)
-            world.barrier.abort()
+            world.abort()
 
     threads = [threading.Thread(target=work, args=item) for item in enumerate(jobs)]
     for thread in threads:

@@ -12,11 +12,13 @@ pass must keep the meaning of the graph for any of them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, product
+from math import prod
 
 from compiler import spec
-from compiler.ir import DYNAMIC, Dim, Graph, Node, Program
+from compiler.ir import DYNAMIC, Dim, Graph, Module, Node, Program
 from compiler.spec import with_parts
 from dsl.extents import Extent, ExtentError
 
@@ -24,6 +26,7 @@ from dsl.extents import Extent, ExtentError
 # there for rotary halves, the larger ones for products such as groups * members.
 CANDIDATES = (3, 5, 7, 2, 4, 6, 9, 8, 10, 12, 14, 15, 16, 18, 20, 24, 30)
 MOST_TRIES = 100_000
+MOST_MESHES = 8
 
 
 class ShrinkError(Exception):
@@ -46,16 +49,42 @@ def shrink(*programs: Program) -> dict[str, int]:
         ShrinkError: none were found.
     """
     sizes = {k: v for program in programs for k, v in program.sizes.items()}
-    # Ranks along an axis divide dims that have nothing else in common: two of them, if there are.
-    ranks = {name: min(2, size) for name, size in sizes.items() if name.startswith("ranks.")}
+    found = [rule for program in programs for rule in _rules(program, sizes)]
+    meshes = _meshes({name: n for name, n in sizes.items() if name.startswith("ranks.")})
+    refused: ShrinkError | None = None
+    for ranks in meshes:
+        try:
+            return _with_ranks(ranks, found, sizes, _loops(programs))
+        except ShrinkError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _meshes(ranks: Mapping[str, int]) -> list[dict[str, int]]:
+    """Numbers of ranks to try. Two along each axis, if there are: they divide dims that have
+    nothing else in common. Where an extent is a number in the source (7 entries on 7 ranks) or a
+    choice needs more than two, divisors of what the mesh has, the fewest ranks first."""
+    ways = [
+        dict.fromkeys([min(2, size), *(n for n in range(2, size + 1) if size % n == 0)])
+        for size in ranks.values()
+    ]
+    found = [dict(zip(ranks, sizes, strict=True)) for sizes in islice(product(*ways), 4096)]
+    return sorted(found, key=lambda mesh: prod(mesh.values()))[:MOST_MESHES]
+
+
+def _with_ranks(
+    ranks: dict[str, int], found: Iterable[Rule], sizes: Mapping[str, int], loops: set[str]
+) -> dict[str, int]:
     rules: dict[frozenset[str], list[Rule]] = defaultdict(list)
-    for program in programs:
-        for rule in _rules(program, sizes):
-            rule = _with(rule, ranks)
-            rules[rule.names].append(rule)
+    for rule in found:
+        rule = _with(rule, ranks)
+        rules[rule.names].append(rule)
+    if not all(rule.holds({}) for rule in rules.pop(frozenset(), [])):
+        axes = ", ".join(f"{name.removeprefix('ranks.')} = {n}" for name, n in ranks.items())
+        raise ShrinkError(f"numbers of the source do not divide over a mesh of {axes}")
     small: dict[str, int] = dict(ranks)
     used: Counter[int] = Counter()
-    loops = _loops(programs)
     for names in _connected(rules):
         own = [r for key, many in rules.items() if key <= names for r in many]
         small |= _solve(sorted(names), own, sizes, used, loops)
@@ -76,6 +105,7 @@ def _rules(program: Program, sizes: Mapping[str, int]) -> Iterator[Rule]:
     for module in program.modules.values():
         dims |= {d for p in module.parameters for d in with_parts(p.type.dims)}
         dims |= {c.array for c in module.children if c.array}
+        yield from _tiled(module)
     for dim in dims:
         yield from _sized(dim, sizes)
     for graph in program.bodies.values():
@@ -90,6 +120,30 @@ def _sized(dim: Dim, sizes: Mapping[str, int]) -> Iterator[Rule]:
         yield _between(dim.size, min(2, dim.size.at(sizes)))
     if not dim.start.names & DYNAMIC:
         yield _between(dim.start, 0)
+
+
+def _tiled(module: Module) -> Iterator[Rule]:
+    """A rank's part of a matrix in tiles begins at a tile, as select-fp8 and loading see to."""
+    for parameter in module.parameters:
+        if parameter.coding is None:
+            continue
+        rows, columns = parameter.type.dims[:1], parameter.type.dims[1:]
+        for side, dims in ((parameter.coding.rows, rows), (parameter.coding.columns, columns)):
+            for stretch in _stretches(dims, Extent.of(1)) if side else ():
+                yield _multiple(stretch, side or 1)
+
+
+def _stretches(dims: Sequence[Dim], inner: Extent) -> Iterator[Extent]:
+    """How many places of a flattened row a rank has behind one another, for each divided dim."""
+    for dim in reversed(dims):
+        if dim.form == "sum":
+            for part in dim.parts:
+                yield from _stretches([part], inner)
+        else:
+            yield from _stretches(dim.parts, inner)
+        if dim.axes:
+            yield dim.size * inner
+        inner = dim.size * inner
 
 
 def _choices(graph: Graph, node: Node, sizes: Mapping[str, int]) -> Iterator[Rule]:
@@ -129,6 +183,16 @@ def _between(extent: Extent, least: int) -> Rule:
     def holds(values: Mapping[str, int]) -> bool:
         try:
             return extent.at(values) >= least
+        except ExtentError:
+            return False
+
+    return Rule(extent.names, holds)
+
+
+def _multiple(extent: Extent, of: int) -> Rule:
+    def holds(values: Mapping[str, int]) -> bool:
+        try:
+            return extent.at(values) % of == 0
         except ExtentError:
             return False
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from compiler.ir import Dim, Graph, Node, Type
 from compiler.rules import RuleError, Scope, agrees, describe, dim_of, need, without
+
+if TYPE_CHECKING:
+    from compiler.interpret import Frame
 
 
 def result(body: Graph, found: Mapping[str, Dim], names: Mapping[str, str]) -> Type:
@@ -125,6 +129,19 @@ def block_rows(body: Graph) -> str:
             if dim.kind == "rows":
                 return dim.name
     raise RuleError(f"no argument of {body.name} has a dim of kind rows")
+
+
+def shape_of(type: Type, found: Iterable[int], frame: Frame) -> list[int]:
+    """The shape that a value of this type has in a run; what is found, of rows that were sent here:
+    no one knows how many. Rows of a block that is run for some are those of its arguments."""
+    known = frame.sizes.keys()
+    given = frame.arguments.values()
+
+    def counted(dim: Dim) -> bool:
+        inside = "rows" not in dim.size.names or any(dim.name in a.dims for a in given)
+        return inside and dim.size.names <= known
+
+    return [frame.size(d) if counted(d) else n for d, n in zip(type.dims, found, strict=True)]
 
 
 def _one_row(node: Node, *rows: str) -> Node:

@@ -282,9 +282,9 @@ def _chain(checker: Checker, e: ast.Call) -> Expr:
     differs, hint = "", ""
     if set(call.free) != set(call.args[0].free):
         differs = f"takes {shown_axes(call.args[0].free)}, gives {shown_axes(call.free)}"
-    elif signature.result_type not in (None, "act"):
-        differs = f"takes act, gives {signature.result_type}"
-        hint = "a block takes act: leave the type out of its result"
+    elif (gives := signature.result_type or "act") != (takes := signature.formals[0].dtype):
+        differs = f"takes {takes}, gives {gives}"
+        hint = "say f32 of both, def (x[...]: f32) -> y[...]: f32, or of neither"
     if differs:
         raise checker.error(
             "E0502",

@@ -120,6 +120,15 @@ class ProgramChecker(Context):
     ) -> Signature:
         formals: list[typed.Formal] = []
         failed = False
+        for formal in decl.formals if isinstance(decl, ast.Fn) else ():
+            if formal.dtype is not None:
+                self.found.error(
+                    "E0603",
+                    "a function takes what it is given, act or f32",
+                    formal.dtype.span,
+                    hint="leave the type out, or say it of an equation",
+                )
+                failed = True
         for formal in decl.formals:
             try:
                 formals.append(self._formal(formal, formals, scope))
@@ -141,8 +150,13 @@ class ProgramChecker(Context):
     def _formal(self, formal: ast.Formal, before: list[typed.Formal], scope: Scope) -> typed.Formal:
         axes = scope.axes(formal.subscripts)
         of = scope.index(formal.of) if formal.of else None
+        dtype = dtype_of(scope, formal.dtype) or "act"
+        if formal.dtype is not None and (of is not None or formal.value is not None):
+            what = "positions" if of is not None else "an input that is another one moved"
+            self.found.error("E0603", f"{what} cannot be given a type", formal.dtype.span)
+            raise Failed
         if formal.value is None:
-            return typed.Formal(formal.name.text, axes, of, formal.span)
+            return typed.Formal(formal.name.text, axes, of, formal.span, dtype=dtype)
         shifted = _shift(formal.value)
         source = next((f for f in before if shifted and f.name == shifted[0]), None)
         time = [a for a in axes if isinstance(a, Index) and a.kind == "time"]
@@ -418,7 +432,7 @@ def _conditional(declared: tuple[ast.Item, ...], present: list[ast.Item]) -> dic
 def _alike(a: Signature, b: Signature) -> bool:
     """Can a caller take one for the other?"""
     return (
-        [(f.axes, f.of) for f in a.formals] == [(f.axes, f.of) for f in b.formals]
+        [(f.axes, f.of, f.dtype) for f in a.formals] == [(f.axes, f.of, f.dtype) for f in b.formals]
         and a.result_axes == b.result_axes
         and a.result_of is b.result_of
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from dsl import syntax as ast
 from dsl.constants import FUNCTIONS, NAMED
 from dsl.diagnostics import Diagnostics, Span, near
+from dsl.files import exporter
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Readable:
                 "E0204",
                 f"no constant is called '{text}'",
                 name.span,
-                hint=near(text, [*self.constants, *NAMED]),
+                hint=near(text, [*self.constants, *NAMED]) or exporter(text, "const"),
             )
         return False
 

@@ -74,12 +74,15 @@ class Context:
         """The one time axis, whichever files declare it."""
         if name not in self._times:
             for other, before in self._times.items():
+                hint = "what it will be: docs/language.md, section 17"
+                if any(s and s.source.name.startswith("std/") for s in (span, before.span)):
+                    hint = f"the standard library calls it t: index {other} : time"
                 self.found.error(
                     "E0410",
                     f"a second time axis, beside '{other}', is not built yet",
                     span,
                     notes=[(before.span, "the first is declared here")],
-                    hint=f"the standard library calls it t: index {other} : time",
+                    hint=hint,
                 )
                 break
             self._times[name] = Index(name, Extent.name("time"), "time", span)

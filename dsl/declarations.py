@@ -8,7 +8,7 @@ from dsl import syntax as ast
 from dsl.compile_time import Readable
 from dsl.constants import NAMED, Choices, ConstantError, Constants
 from dsl.diagnostics import Diagnostics, Span, near
-from dsl.files import Library, Unit
+from dsl.files import Library, Unit, exporter
 from dsl.primitives import BUILTINS
 from dsl.requirements import HISTORY, most_history
 from dsl.walking import calls, walk
@@ -200,7 +200,8 @@ def _settings(preset: ast.Dims, unit: Unit, constants: Collection[str], found: D
         seen.setdefault(name, span)
         if name not in constants:
             if not values.broken(name):
-                hint = near(name, constants) or (f"'{name}' is a number" if name in NAMED else "")
+                hint = f"'{name}' is a number" if name in NAMED else exporter(name, "const")
+                hint = hint or near(name, constants)
                 found.error("E0306", f"no constant is called '{name}'", span, hint=hint)
             continue
         values.check(setting.value)

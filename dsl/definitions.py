@@ -295,8 +295,7 @@ def dtype_of(scope: Scope, name: ast.Name | None) -> str | None:
             "E0603",
             f"'{name.text}' is no element type",
             name.span,
-            hint=near(name.text, DTYPES)
-            or f"element types are {' and '.join(DTYPES)} (the model's own)",
+            hint=near(name.text, DTYPES) or "element types are act (the model's own) and f32",
         )
         raise Failed
     return name.text

@@ -24,6 +24,14 @@ def check_entries(model: typed.Block, found: Diagnostics) -> None:
                 entry.span,
                 hint="def main(token[t] of w) -> logits[t,w] { ... }",
             )
+        for formal in entry.formals:
+            if formal.dtype != "act":
+                found.error(
+                    "E0507",
+                    f"an input of the entry point '{name}' has the type that the model runs in",
+                    formal.span,
+                    hint="leave the type out; a block may take f32",
+                )
         if name in calls:  # main: an entry point gives the rows that are wanted, a call all of them
             found.error(
                 "E0507",

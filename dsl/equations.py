@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from dsl import syntax as ast
 from dsl.calls import Signature, Used, check_call
 from dsl.diagnostics import Diagnostics, Span, counted, near
+from dsl.files import exporter
+from dsl.left_out import left_out
 from dsl.primitives import BUILTINS
 from dsl.products import check_product, check_sum, quoted, shown_axes, union
 from dsl.recurrences import Scans, before, part
-from dsl.scope import Failed, Scope, atoms
+from dsl.scope import Failed, Scope
 from dsl.subscripts import subscript, taken
 from dsl.typed import (
     Axis,
@@ -247,13 +249,14 @@ class Checker:
             hint = f"use it first: use inner = {text}[...]" if block else f"call it: {text}(...)"
             return self.error("E0208", f"'{text}' is not a value", name.span, hint=hint)
         known = [*self.values, *self.scope.known_indices(), *self.scope.context.constants]
+        known += [*self.scope.consts.settings, *self.scope.consts.local]
         elsewhere = self.conditional.get(text)
         return self.error(
             "E0204",
             f"nothing is called '{text}'" if elsewhere is None else f"'{text}' is not always there",
             name.span,
             notes=[(elsewhere, "declared here, under a condition")],
-            hint="" if elsewhere is not None else near(text, known),
+            hint="" if elsewhere is not None else near(text, known) or exporter(text, "const"),
         )
 
     def _in_order(self, binding: Binding, given: tuple[ast.Subscript, ...], span: Span) -> None:
@@ -367,7 +370,7 @@ class Checker:
                 span,
                 f"ranges over {shown_axes(value.free)}",
                 notes=[(left, f"the left side is {shown}")],
-                hint=self._chained(extra) or _sum_or_keep(extra, wanted, shown),
+                hint=self._chained(extra) or left_out(value, extra, missing, wanted, shown),
             )
         if missing and (value.free or not isinstance(value, Scalar)):
             names = ", ".join(map(str, missing))
@@ -387,23 +390,6 @@ class Checker:
                 if any(used.use.array is axis for used in pieces):
                     return f"to run the blocks one after another: chain[{axis}]({name}, ...)"
         return ""
-
-
-def _sum_or_keep(extra: list[Axis], wanted: tuple[Axis, ...], shown: str) -> str:
-    """What to do about indices that the left side lacks."""
-    for index in (i for i in wanted if isinstance(i, Index) and i.alias is not None):
-        assert index.alias is not None
-        if any(set(atoms(axis)) <= set(atoms(index.alias)) for axis in extra):
-            return f"'{index}' is {index.alias}: write {index.alias} on the left"
-    for axis in extra:
-        if isinstance(axis, Index) and axis.of in wanted:
-            return (
-                f"the right side is computed for the tokens of this step, which '{axis.of}' "
-                f"runs over: write '{axis.of}' for '{axis}'"
-            )
-    names = ", ".join(map(str, extra))
-    kept = f"{shown[:-1]},{names}]" if shown.endswith("]") else f"{shown}[{names}]"
-    return f"sum over it: sum[{names}](...), or keep it on the left: {kept}"
 
 
 def _loose(axis: Axis) -> tuple[Axis, ...]:

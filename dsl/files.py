@@ -252,11 +252,9 @@ class _Loader:
                 unit.indices[d.name.text] = d
 
 
-def exporter(name: str) -> str:
+def exporter(name: str, kinds: str = "block|fn|const fn|format|device|cluster") -> str:
     """The hint for a name that is declared in a file of the standard library; none otherwise."""
-    declared = re.compile(
-        rf"^(?:block|fn|const fn|format|device|cluster)\s+{re.escape(name)}\b", re.M
-    )
+    declared = re.compile(rf"^(?:{kinds})\s+{re.escape(name)}\b", re.M)
     for path in sorted(STD.glob("*.arch")):
         if declared.search(path.read_text(encoding="utf-8")):
             return f"std.{path.stem} declares it: import std.{path.stem}"

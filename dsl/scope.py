@@ -11,7 +11,7 @@ from dsl.compile_time import Readable
 from dsl.constants import NAMED, ConstantError, polynomial
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.extents import Extent, ExtentError
-from dsl.files import Unit
+from dsl.files import Unit, exporter
 from dsl.typed import Axis, Index, Product, Sum
 
 if TYPE_CHECKING:
@@ -294,6 +294,7 @@ class Scope:
                 notes=[(later, "declared here")],
             )
             raise Failed
+        hint = hint or exporter(name, "const")
         raise ConstantError("E0204", f"no constant is called '{name}'", span, hint)
 
     def _extent_size(self, name: str, span: Span) -> Extent:

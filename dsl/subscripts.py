@@ -66,7 +66,15 @@ def _sum(checker: Checker, axis: Axis, wanted: Sum, span: Span, declared: Span |
         return Take(wanted)
     if isinstance(axis, Sum) and [p.size for p in axis.parts] == [p.size for p in wanted.parts]:
         return Take(wanted)
-    raise _mismatch(checker, axis, str(wanted), span, declared)
+    for part in axis.parts if isinstance(axis, Sum) else ():
+        if (part.alias if isinstance(part, Index) else part) == wanted:  # a sum within a sum
+            return Part(part, Take(wanted))
+    if isinstance(axis, Index) and (axis.kind, axis.alias) == ("plain", None):
+        if not is_known(wanted.size):
+            raise Failed
+        if wanted.size == axis.extent:
+            return Take(wanted)
+    raise _mismatch(checker, axis, str(wanted), span, declared, wanted=wanted)
 
 
 def _one(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) -> Sub:
@@ -74,6 +82,8 @@ def _one(checker: Checker, axis: Axis, given: ast.Expr, declared: Span | None) -
     if shift is not None:
         return shift
     match given:
+        case ast.Group(items=(only,)) if given.inner is None and len(only.parts) > 1:
+            return subscript(checker, axis, only, declared)
         case ast.Group(items=items) if given.inner is None:
             return _product(checker, axis, items, given.span, declared)
         case ast.Group():
@@ -120,7 +130,7 @@ def _index(checker: Checker, axis: Axis, index: Index, span: Span, declared: Spa
     if isinstance(axis, Index) and axis.alias is not None and axis.alias == index.alias:
         return Take(index)
     kinds = {axis.kind if isinstance(axis, Index) else "plain", index.kind}
-    if kinds == {"plain"} and not isinstance(axis, Sum) and axis.size == index.extent:
+    if kinds == {"plain"} and axis.size == index.extent:
         return Take(index)
     raise _mismatch(checker, axis, index.name, span, declared, index)
 
@@ -270,6 +280,7 @@ def _mismatch(
     span: Span,
     declared: Span | None,
     index: Index | None = None,
+    wanted: Sum | None = None,
 ) -> Failed:
     if not is_known(axis.size) or (index is not None and not is_known(index.extent)):
         return Failed()
@@ -287,11 +298,11 @@ def _mismatch(
                 f"'{index}' has extent {index.extent}, and '{axis}' has {axis.extent}: "
                 "they must be equal whatever the constants are"
             )
-    elif "|" in given and isinstance(axis, Index):
+    elif wanted is not None and isinstance(axis, Index) and axis.kind == "plain":
         hint = (
-            f"parts are taken of what is declared as their sum: where the value is made, {given} "
+            f"the parts have {wanted.size} together, and '{axis}' has {axis.extent}: "
+            "they must be equal whatever the constants are"
         )
-        hint += f"in the place of '{axis}'"
     return checker.error(
         "E0402",
         f"'{given}' stands where '{axis}' is declared",

@@ -178,11 +178,12 @@ class UseDecl:
 
 @dataclass(frozen=True, eq=False)
 class Formal:
-    """``x[t,d]``, ``token[t] of w``, ``after[t] = token[t + 1]``."""
+    """``x[t,d]``, ``h[t,d]: f32``, ``token[t] of w``, ``after[t] = token[t + 1]``."""
 
     name: Name
     subscripts: tuple[Subscript, ...]
     of: Name | None
+    dtype: Name | None
     value: Expr | None
     span: Span
 

@@ -291,8 +291,8 @@ class TreeBuilder(DeployTree):
         return ast.Def(named, formals, result, body, span)
 
     def formal(self, meta: Meta, children: list[Any]) -> ast.Formal:
-        name, subscripts, of, value = children
-        return ast.Formal(self.name(name), subscripts or (), of, value, self.span(meta))
+        name, subscripts, of, dtype, value = children
+        return ast.Formal(self.name(name), subscripts or (), of, dtype, value, self.span(meta))
 
     def result(self, meta: Meta, children: list[Any]) -> ast.Result:
         name, subscripts, of, dtype = children

@@ -319,6 +319,7 @@ class Formal:
     span: Span
     shift_of: str | None = None
     shift: int = 0
+    dtype: str = "act"  # that a caller gives: act or f32; positions have none
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from compiler.pairs import most_pairs
 from compiler.pipeline import BY_MODULE, ON_REQUEST, STAGES, Compiled, compile_model
 from compiler.report import Report, report
 from compiler.staged import is_staged, staged_text
+from compiler.stateful import refuse_states
 from compiler.text import program_text
 from dsl.constants import Choices
 from dsl.deploy.check import choose
@@ -265,6 +266,7 @@ class Program:
                 f"decoding is not compiled ahead for quantised products yet: leave out --optimize "
                 f"or --deploy {name}"
             )
+        refuse_states(self.compiled.after(SOURCE))
         from backends.pytorch.ahead.build import build, stored_blocks  # torch, and Inductor
 
         blocked = {}

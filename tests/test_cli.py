@@ -172,6 +172,21 @@ def test_inspect_counts_states_per_sequence(run):
     assert "  state per sequence" not in run("inspect", "qwen3_moe").out
 
 
+def test_inspect_counts_at_a_length_that_the_model_has(run):
+    short = ("inspect", "llama3", "--set", "max_positions=64", "--set", "rope_kind=default")
+    assert run(*short, "--json").json["flops"]["sequence"] == 64
+    assert run(*short, "--sequence", 100, "--json").json["flops"]["sequence"] == 100
+
+
+def test_optimize_says_which_line_it_does_not_compile(run):
+    result = run("compile", "qwen3_next", "--dims", "small", "--optimize", "-o", "never")
+    assert result.status == 1
+    assert result.err == (
+        "error: models/qwen3_next.arch:85: this is a history that is read at another token, which "
+        "--optimize does not compile yet: without it the model decodes through model.py\n"
+    )
+
+
 def test_inspect_for_people(run):
     result = run("inspect", "dsv3", "--dims", "small", "--sequence", 128)
     assert re.search(r"longest sequence +163,840 positions\n", result.out)

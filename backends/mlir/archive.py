@@ -8,7 +8,8 @@ multiples of 64 bytes, as IREE copies what does not; what lies between is named 
 
 What a file was made of (the module's layout, and the checkpoint's files with their sizes and
 times) is hashed into its name and its header. Another checkpoint, or one that was changed, is
-another file.
+another file. The header also has the time that the file itself was written, which its own time must
+be: what was changed since is written again, without reading gigabytes to see it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from compiler.manifest import Manifest
 
 ALIGNED = 64  # bytes: what IREE takes as it is
 SUFFIX = ".weights"
+SECOND = 10**9  # ns
 FILLER = "~"  # names of what lies between tensors
 VERSION = 1
 STORED = {"f32": "F32", "bf16": "BF16", "f8E4M3FN": "F8_E4M3", "f8E5M2": "F8_E5M2", "i8": "I8"}
@@ -152,6 +155,7 @@ def is_whole(path: Path, name: str, layout: Layout) -> bool:
     try:
         stored = read_header(path)
         with open(path, "rb") as file:
+            changed = os.fstat(file.fileno()).st_mtime_ns
             length = int.from_bytes(file.read(8), "little")
             metadata = json.loads(file.read(length)).get("__metadata__", {})
         whole = all(not tensor.is_cut_off for tensor in stored.values())
@@ -163,7 +167,8 @@ def is_whole(path: Path, name: str, layout: Layout) -> bool:
         )
     except (OSError, TensorFileError, ValueError):
         return False
-    return whole and same and metadata.get("made_of") == name
+    as_written = metadata.get("written") == str(changed // SECOND)
+    return whole and same and as_written and metadata.get("made_of") == name
 
 
 def _held(layout: Layout, places: Places, write: Callable[[Any], None]) -> dict[str, Array]:
@@ -183,7 +188,9 @@ def _write(
     places: Places,
     write: Callable[[dict[str, Array]], None],
 ) -> None:
-    entries: dict[str, Any] = {"__metadata__": {"made_of": name}}
+    # In even seconds, which every file system can keep, and past: a change is later in any case.
+    written = time.time_ns() // SECOND // 2 * 2 - 2
+    entries: dict[str, Any] = {"__metadata__": {"made_of": name, "written": str(written)}}
     for number, (key, row) in enumerate(layout.weights.items()):
         start = places.starts[key]
         stop = start + prod(row.shape) * HELD[row.element].itemsize
@@ -205,6 +212,8 @@ def _write(
         memory = np.memmap(file, np.uint8, "r+", begin, (places.size,))
         write(places.arrays(layout, memory))
         memory.flush()
+        del memory
+    os.utime(file.fileno(), ns=(written * SECOND, written * SECOND))
 
 
 @contextmanager

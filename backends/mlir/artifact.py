@@ -8,18 +8,18 @@ of, and the caches in the order of the functions' arguments.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from backends.mlir.step import LANES, Weights
+from backends.mlir.step import ENTRY, LANES, Weights
 from backends.mlir.values import Element, Unsupported
 from backends.pytorch.ahead.processor import features
 from compiler.errors import UserError
 from compiler.ir import Program
-from compiler.manifest import ManifestError
-from compiler.tensors import Pattern
+from compiler.manifest import Manifest, ManifestError
+from compiler.tensors import CachePattern, Pattern
 
 if TYPE_CHECKING:
     from backends.mlir.module import Module
@@ -62,15 +62,19 @@ class Layout(Row):
     name: str  # of the module
     dtype: Literal["float32", "bfloat16"]
     processor: tuple[str, ...]  # what the code was compiled for
+    compiler: str  # IREE's version
     weights: dict[str, Weight]
     caches: tuple[Kept, ...]
 
 
-def layout_of(files: dict[str, bytes]) -> Layout:
+def layout_of(files: dict[str, bytes], manifest: Manifest) -> Layout:
     """
     Raises:
-        ManifestError: it is none, or the code was compiled for a processor that can do more.
+        ManifestError: it is none, or does not fit the manifest, or the code was compiled for a
+            processor that can do more.
     """
+    if BYTES not in files:
+        raise ManifestError(f"the compiled model holds no {BYTES}: compile it again")
     try:
         layout = Layout.model_validate_json(files[LAYOUT])
     except KeyError:
@@ -79,6 +83,8 @@ def layout_of(files: dict[str, bytes]) -> Layout:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ManifestError(f"{LAYOUT}: {place}: {first['msg']}") from None
+    if layout.caches != kept([row.pattern() for row in manifest.caches], layout.dtype):
+        raise ManifestError(f"{LAYOUT} has other caches than the manifest: compile it again")
     lacking = sorted(set(layout.processor) - set(features()))
     if lacking:
         raise ManifestError(
@@ -106,23 +112,34 @@ def stored(
     return found
 
 
-def described(module: Module, dtype: str) -> Layout:
-    """What ``module.json`` says of a module compiled on this processor."""
+def kept(caches: Iterable[CachePattern], dtype: str) -> tuple[Kept, ...]:
+    """The caches of a module, in the order of its functions' arguments."""
     kinds: dict[str, Any] = {"act": ELEMENTS[dtype]}
+    return tuple(
+        Kept(
+            path=row.path,
+            arrays=tuple(map(len, row.ranges)),
+            own=row.shape,
+            element=kinds.get(row.dtype, "f32"),
+        )
+        for row in caches
+        if ENTRY in row.entries
+    )
+
+
+def described(module: Module, dtype: str, compiler: str = "") -> Layout:
+    """What ``module.json`` says of a module compiled on this processor.
+
+    Args:
+        compiler: the version of IREE's compiler.
+    """
     return Layout(
         name=module.name,
         dtype=dtype,  # type: ignore[arg-type]
         processor=features(),
+        compiler=compiler,
         weights=stored(module.parameters, module.packed, dtype),
-        caches=tuple(
-            Kept(
-                path=row.path,
-                arrays=tuple(map(len, row.ranges)),
-                own=row.shape,
-                element=kinds.get(row.dtype, "f32"),
-            )
-            for row in module.caches
-        ),
+        caches=kept(module.caches, dtype),
     )
 
 
@@ -150,7 +167,9 @@ def build(
     module = lower(program, caches(elaborated), ELEMENTS[dtype])
     progress("IREE")
     compiled = compile(module.text)
-    layout = described(module, dtype)
+    from iree.compiler.version import VERSION
+
+    layout = described(module, dtype, VERSION or "")
     text = json.dumps(layout.model_dump(mode="json"), indent=1) + "\n"
     return {TEXT: module.text.encode(), BYTES: compiled, LAYOUT: text.encode()}
 

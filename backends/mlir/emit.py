@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from backends.mlir.artifact import ELEMENTS, INSTALL
 from backends.mlir.lower import Frame
-from backends.mlir.module import ENTRY, lower, supported
-from backends.mlir.step import Step, Weights, key_of
+from backends.mlir.module import lower, supported
+from backends.mlir.step import ENTRY, Step, Weights, key_of
 from backends.mlir.torch_dialect import Torch, torch_type
 from backends.mlir.values import BATCH, Axis, Code, Element, Value
 from compiler.errors import UserError

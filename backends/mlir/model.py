@@ -63,20 +63,22 @@ def load(
     if manifest.backend != "mlir":
         raise ManifestError(f"{directory} was compiled for the backend '{manifest.backend}'")
     files = verified_files(directory, manifest)
-    layout = layout_of(files)
+    layout = layout_of(files, manifest)
     if dtype not in (None, layout.dtype):
         raise InputError(f"{directory} was compiled for {layout.dtype}, not for {dtype}")
     try:
-        import iree.runtime  # noqa: F401
+        import iree.runtime
+        import iree.runtime.version
     except ImportError:
         raise UserError(f"{directory} needs IREE's runtime: {INSTALL}") from None
     folder = Path(checkpoint) if checkpoint is not None else None
     weights = weights_of(layout, manifest, directory, folder, seed, progress, note)
     try:
         session = Session(files[BYTES], weights, layout.caches, layout.name)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ManifestError(f"{directory / BYTES} cannot be run: {said}") from error
+        versions = f"compiled by IREE {layout.compiler}, this is {iree.runtime.version.VERSION}"
+        raise ManifestError(f"{directory / BYTES} cannot be run ({versions}): {said}") from error
     return Model(session, manifest, layout)
 
 
@@ -126,7 +128,8 @@ class Model:
         if len(cache.lengths) != batch:
             raise InputError(f"the cache holds {len(cache.lengths)} sequences, not {batch}")
         most = max(cache.lengths, default=0) + time
-        check_context(self.manifest, max(map(sum, zip(cache.lengths, counts, strict=True))))
+        ends = map(sum, zip(cache.lengths, counts, strict=True))
+        check_context(self.manifest, max(ends, default=0))
         if most > cache.capacity:
             raise InputError(f"{most} positions do not fit into a cache of {cache.capacity}")
         return self.session.step(tokens.astype(np.int64), counts, cache, last_only)
@@ -161,6 +164,8 @@ class Model:
         """
         check_sampling(temperature, top_p, min_p)
         check_prompts(self.manifest, prompts, max_new_tokens)
+        if prefill_chunk is not None and prefill_chunk < 1:
+            raise InputError(f"prefill_chunk is {prefill_chunk}: it must be at least 1")
         endings = Endings(prompts, eos, stop, tokenizer)
         if prompts and max_new_tokens:
             chunk = prefill_chunk or self._chunk(prompts)

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from backends.mlir import coded, experts, lower_ops  # noqa: F401 (they register what they lower)
 from backends.mlir.linalg import Linalg
 from backends.mlir.lower import Frame, lacking
-from backends.mlir.step import Key, Step, Weights
+from backends.mlir.step import ENTRY, Key, Step, Weights
 from backends.mlir.values import BATCH, Axis, Code, Element, Size, Unsupported, Value
 from compiler import spec
 from compiler.ir import Graph, Program
 from compiler.tensors import CachePattern, Pattern, patterns
 
-ENTRY = "main"
 PREFILL, DECODE = "prefill", "decode"
 
 

@@ -54,6 +54,8 @@ class Session:
         hal = runtime.create_hal_module(instance, config.device)
         compiled = runtime.VmModule.copy_buffer(instance, module)
         self._context = runtime.SystemContext(config=config, vm_modules=(weights, hal, compiled))
+        if name not in self._context.modules:
+            raise ValueError(f"it holds no module '{name}'")
         self._module = self._context.modules[name]
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
@@ -78,13 +80,13 @@ class Session:
             count = np.array(counts, dtype=np.int64)
             ends = np.arange(batch) * time + np.maximum(count, 1) - 1
             rows = ends if last else np.arange(batch * time)
-            most = max(cache.lengths)
+            most = max(cache.lengths, default=0)
             logits, *after = self._module["prefill"](tokens, past, count, rows, most, *cache.arrays)
         cache.arrays = after
         cache.lengths = [n + c for n, c in zip(cache.lengths, counts, strict=True)]
         # A copy: what IREE gives is its own memory, which a later step uses again.
         found = np.array(logits.to_host())
-        return found.reshape(batch, -1, found.shape[-1])
+        return found.reshape(batch, 1 if last else time, found.shape[-1])
 
 
 class Cache:

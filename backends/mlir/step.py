@@ -12,6 +12,7 @@ from backends.mlir.values import BATCH, Axis, Code, Element, Size, Value
 from compiler.ir import Program
 from compiler.tensors import CachePattern, Pattern
 
+ENTRY = "main"
 BLOCKS = "@blocks"  # all of an array of blocks
 LANES: Final = 16  # rows of a packed weight that lie side by side
 OUTER, INNER = "{}@outer", "{}@inner"  # what a packed axis is called as two

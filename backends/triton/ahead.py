@@ -13,11 +13,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from backends.triton.installed import triton_version
 from backends.triton.kernel import Config, Kernel
 from backends.triton.targets import Target
 from compiler.errors import UserError
@@ -79,7 +78,8 @@ def compile_ahead(
         progress: told how far it is.
 
     Raises:
-        UserError: Triton is not installed, or cannot compile one of them; the message names it.
+        UserError: Triton is not installed, or too old, or cannot compile one of them, which the
+            message names.
     """
     found = []
     for one in try_ahead(wanted, target, progress, processes, patient=False):
@@ -102,7 +102,7 @@ def try_ahead(
         patient: go on after the first of these; without, what was not tried has its message too.
 
     Raises:
-        UserError: Triton is not installed.
+        UserError: Triton is not installed, or too old.
     """
     triton = triton_version()
     jobs = list(wanted)
@@ -157,16 +157,6 @@ def request(kernel: Kernel, config: Config, target: Target) -> dict[str, Any]:
         "num_stages": config.num_stages,
         "target": [target.backend, target.arch, target.warp],
     }
-
-
-@cache
-def triton_version() -> str:
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        raise UserError(
-            "kernels for a GPU take Triton, which is not installed: pip install 'dslc[triton]'"
-        ) from None
 
 
 def _key(kernel: Kernel, config: Config, target: Target, triton: str) -> str:

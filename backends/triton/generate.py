@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 
 from backends.pytorch.emit.module import emit
 from backends.triton import tuning
-from backends.triton.ahead import Binary, triton_version
+from backends.triton.ahead import Binary
 from backends.triton.fit import adopted, fitting
+from backends.triton.installed import triton_version
 from backends.triton.kernel import Operator
 from backends.triton.own import Extern
+from backends.triton.patterns.coded import format_of
 from backends.triton.patterns.tokens import samplers
 from backends.triton.select import Fallback, Selection
 from backends.triton.targets import TARGETS, Target
 from backends.triton.write import kernels_text
+from compiler.coding import Coding
 from compiler.errors import UserError
 from compiler.ir import Program
 
@@ -86,15 +89,24 @@ def _refuse_formats(program: Program, target: Target) -> None:
     for graph in program.bodies.values():
         for node in graph:
             operands = [graph[name].type.dtype for name in node.inputs]
-            if node.op == "scaled_contract" and operands == ["coded", "coded"]:
+            coding = graph[node.inputs[0]].type.coding if node.inputs else None
+            if node.op == "scaled_contract" and operands == ["coded", "coded"] and _read(coding):
                 rules = program.deployment.precision if program.deployment else ()
                 place = rules[0].span if rules else node.span
-                element = graph[node.inputs[0]].type.coding
                 raise UserError(
-                    f"{target.name} does not multiply {element}, which "
+                    f"{target.name} does not multiply {coding}, which "
                     f"{place or 'the deployment'} asks for; leave out --deploy, or compile for "
                     f"{', '.join(name for name, t in TARGETS.items() if t.fp8)}"
                 )
+
+
+def _read(coding: Coding | None) -> bool:
+    """Do kernels of any GPU read such codes? Others are left to torch on all."""
+    try:
+        format_of(coding)
+    except ValueError:
+        return False
+    return True
 
 
 def binaries(generated: Generated, progress: Callable[[str], None]) -> list[Binary]:

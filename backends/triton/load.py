@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,8 +25,9 @@ from backends.pytorch.inputs import InputError
 from backends.pytorch.modules import imported_as
 from backends.pytorch.places import remember_text
 from backends.triton.generate import CODE, INDEX
+from backends.triton.installed import triton_version
 from backends.triton.kernel import TRITON_DTYPES
-from compiler.errors import UserError
+from backends.triton.targets import multiplies_codes
 from compiler.manifest import digest
 
 ALIGNMENT = 16
@@ -48,7 +48,7 @@ def load_kernels(
 
     Raises:
         InputError: kernels of this dtype, or for this device, they are not.
-        UserError: there is no Triton.
+        UserError: there is no Triton, or one that is too old.
     """
     index = read_index(files)
     if str(dtype) != f"torch.{index['dtype']}":
@@ -62,7 +62,13 @@ def load_kernels(
             f"{directory} was compiled for {index['target']}, and does not run on {device}: load "
             "it on a GPU (device cuda), or compile it with --target cpu"
         )
-    found = installed()
+    found = triton_version()
+    if interpreted:
+        from backends.triton import interpreted as interpreter
+
+        interpreter.install()
+    else:
+        _refuse_codes(directory, index, name_of(device))
     beside = {name: files[f"{name}.py"] for name in index.get("externs", [])}
     module = _module(directory, files[CODE], beside)
     if interpreted:
@@ -80,18 +86,14 @@ def read_index(files: Mapping[str, bytes]) -> dict[str, Any]:
     return dict(json.loads(files[INDEX]))
 
 
-def installed() -> str:
-    """The version of Triton.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        return version("triton")
-    except PackageNotFoundError:
-        raise UserError(
-            "a model for a GPU takes Triton, which is not installed: pip install 'dslc[triton]'"
-        ) from None
+def _refuse_codes(directory: Path, index: Mapping[str, Any], gpu: str) -> None:
+    """Kernels of 8-bit floats need a GPU that has them: elsewhere not even their text compiles."""
+    types = {type for row in index["kernels"] for _, type, _ in row["arguments"]}
+    if any(type.startswith("*fp8") for type in types) and not multiplies_codes(gpu):
+        raise InputError(
+            f"{directory} was compiled for {index['target']} with weights in 8-bit floats, which "
+            f"this GPU, {gpu}, has not: compile without --deploy, or with one that keeps none so"
+        )
 
 
 def _other(index: Mapping[str, Any], device: torch.device, triton: str) -> str | None:

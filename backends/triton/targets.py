@@ -44,7 +44,16 @@ SM_90 = Target("sm_90", "cuda", 90, 32, 227 * 1024, "H100, H200", fp8=True)
 SM_100 = Target("sm_100", "cuda", 100, 32, 227 * 1024, "B200", fp8=True)
 GFX942 = Target("gfx942", "hip", "gfx942", 64, 64 * 1024, "MI300", fp8=False)
 
+FIRST_FP8 = 89  # compute capability from which NVIDIA's GPUs convert and multiply E4M3
+
 TARGETS = {target.name: target for target in (SM_80, SM_89, SM_90, SM_100, GFX942)}
+
+
+def multiplies_codes(name: str) -> bool:
+    """Has a GPU of that name, one of ``TARGETS`` or not, E4M3 as published checkpoints store it?"""
+    if name in TARGETS:
+        return TARGETS[name].fp8
+    return not name.startswith("sm_") or int(name.removeprefix("sm_")) >= FIRST_FP8
 
 
 def target_named(name: str) -> Target:

@@ -20,15 +20,21 @@ from compiler.ir import Entry, EntryInput, Graph, Node, Program
 
 ROWS = (1, 5)  # of what is lifted
 NEAR = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
+INTERPRETED = Path(__file__).with_name("interpreted.py")  # mends what the interpreter rounds
 CALLING = """
 import importlib.util, sys, torch
-spec = importlib.util.spec_from_file_location("own", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-sys.modules["own"] = module
-spec.loader.exec_module(module)
-device = "cuda" if torch.cuda.is_available() else "cpu"
-given = [x.to(device) for x in torch.load(sys.argv[3])]
-torch.save(getattr(module, sys.argv[2])(*given).cpu(), sys.argv[4])
+
+def loaded(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+there = torch.cuda.is_available()
+if not there:
+    loaded("interpreted", sys.argv[5]).install()
+given = [x.to("cuda" if there else "cpu") for x in torch.load(sys.argv[3])]
+torch.save(getattr(loaded("own", sys.argv[1]), sys.argv[2])(*given).cpu(), sys.argv[4])
 """
 
 
@@ -99,7 +105,7 @@ def _called(found: Extern, given: list[Tensor], node: Node) -> Tensor:
         torch.save([x.contiguous() for x in given], before)
         command = [sys.executable, "-c", CALLING, str(found.path), found.function]
         done = subprocess.run(
-            [*command, str(before), str(after)],
+            [*command, str(before), str(after), str(INTERPRETED)],
             env=environment,
             capture_output=True,
             text=True,

@@ -240,7 +240,7 @@ class BodyLowering:
             if self.lifting.rows:
                 dims = self._rows(dims)
             of = self.dim(formal.of) if formal.of is not None else None
-            dtype = "i64" if of is not None else "act"
+            dtype = "i64" if of is not None else formal.dtype
             self.frame.values[formal.name] = self.emit(
                 "input", (), dims + own, dtype, formal.span, of, name=formal.name
             )

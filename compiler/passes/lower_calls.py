@@ -115,7 +115,7 @@ def _arguments(
         lower.f32 = f32
     definition = callee.block.defs[method]
     nodes = [
-        lower.as_float(node, "act", e.span) if formal.of is None else node
+        lower.as_float(node, formal.dtype, e.span) if formal.of is None else node
         for formal, node in zip(definition.formals, nodes, strict=True)
     ]
     lifted: list[tuple[Dim, ...]] = []

@@ -285,6 +285,13 @@ def _sent(
     batch = placer.sharder.batch
     sent = tuple(a for a in use.axes if a in batch)
     left = tuple(a for a in use.axes if a not in batch)
+    if sent and any(d.kind == "rows" for i in placer.old.inputs for d in i.type.dims):
+        # Ranks would wait for ranks on which nobody picked the block around them.
+        raise placer.fails(
+            node,
+            f"the blocks of '{use.name}' cannot be dealt out over '{sent[0]}', which sequences are "
+            "spread over: they stand in blocks that are picked themselves; deal those out instead",
+        )
     for axis in left:
         if axis in gives.partial or any(is_divided(d) and axis in d.axes for d in gives.type.dims):
             raise placer.fails(node, f"'{axis}' divides '{use.name}' and the inside of its blocks")

@@ -167,8 +167,10 @@ def kept(placer: Placer, node: Node) -> Placed:
 def gather(placer: Placer, node: Node) -> Placed:
     given = once(placer, node, placer.all_summed(placer.unified(node)))
     name = node.attrs["dim"]
-    table = given.values[0].type
-    dim = table.dims[placer.old[node.inputs[0]].type.names.index(name)]
+    at = placer.old[node.inputs[0]].type.names.index(name)
+    dim = given.values[0].type.dims[at]
+    if is_divided(dim) and not dim.axes:  # picks are of all of it, and it is divided in its parts
+        given = placer.made_whole(node, given, [name])
     if dim.axes:
         attrs = {"axes": dim.axes, "dim": dim.name}
         type = result(node.type, given.dims)
@@ -249,7 +251,11 @@ def select(placer: Placer, node: Node) -> Placed:
 
 def rename(placer: Placer, node: Node) -> Placed:
     given = placer.unified(node)
-    dim = given.dims[node.attrs["dim"]]
+    dim, into = given.dims[node.attrs["dim"]], node.attrs["to"]
+    one_is_a_sum = "sum" in (dim.form, into.form) and len(dim.parts) != len(into.parts)
+    if one_is_a_sum and axes_of([dim]):  # a rank's rows are other ones of a sum than of an index
+        given = placer.made_whole(node, given, [node.attrs["dim"]])
+        dim = given.dims[node.attrs["dim"]]
     to = like(node.attrs["to"], dim)
     type = result(node.type, {**given.dims, node.attrs["to"].name: to})
     made = placer.emit(node, given.names, type, attrs={"dim": dim.name, "to": to})

@@ -126,9 +126,17 @@ def _stored(
             "E0820",
             f"'{format}' has a scale per tile, and nothing says how large a tile is",
             span,
-            hint="activations = 1 x 128, weights = 128 x 128; all x all is one scale per tensor",
+            hint=f"{_tiled(role)}; all x all is one scale per tensor",
         )
     return Stored(format, tile)
+
+
+def _tiled(role: written.Role | None) -> str:
+    """How a role says a tile, with the format that it names, if it does."""
+    if role is None or role.name is None or role.format is None:
+        return "activations = 1 x 128, weights = 128 x 128"
+    tile = "128 x 128" if role.name.text == "weights" else "1 x 128"
+    return f"{role.name.text} = {role.format.text} {tile}"
 
 
 def _promote(

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     if about.backend == "mlir":
         from backends.mlir.artifact import layout_of
 
-        own, dtype = ["mlir", "pytorch"], layout_of(files).dtype
+        own, dtype = ["mlir", "pytorch"], layout_of(files, about).dtype
     setup = Setup(
         directory=options.directory,
         checkpoint=options.checkpoint,

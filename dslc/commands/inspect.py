@@ -15,6 +15,8 @@ from dsl.deploy import show as deploy_show
 from dslc.commands.options import add_json, add_source, compiled, positive
 from dslc.terminal import flops, large, steps, table
 
+SEQUENCE = 4096
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
@@ -22,8 +24,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--sequence",
         metavar="N",
         type=positive,
-        default=4096,
-        help="tokens of the sequence that FLOPs are counted for (%(default)s)",
+        help=f"tokens of the sequence that FLOPs are counted for ({SEQUENCE}, or fewer where a "
+        "sequence of this model is never so long)",
     )
     add_json(parser)
 
@@ -31,7 +33,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     with steps(options.file) as show:
         program = compiled(options, show)
-        report = program.report(options.sequence)
+        longest = program.context.positions if program.context else SEQUENCE
+        report = program.report(options.sequence or min(SEQUENCE, longest))
     deployment = program.deployed
     if options.json:
         data = as_data(report)

@@ -67,7 +67,10 @@ def compiled(tmp_path, deploy):
 
 def sharded(tmp_path, deploy, body):
     """The lines of a body, without source places."""
-    graph = compiled(tmp_path, deploy).after("shard").bodies[body]
+    return body_lines(compiled(tmp_path, deploy).after("shard").bodies[body])
+
+
+def body_lines(graph):
     lines = [re.sub(r"  // .*", "", line).strip() for line in body_text(graph).splitlines()]
     return [line for line in lines if line.startswith("%")]
 
@@ -88,6 +91,38 @@ def test_a_divided_sum_is_reduced_where_someone_needs_it(tmp_path):
         '%h.allreduce = all_reduce(%h) axes=("tp") fn="sum" : act[row, d]',
         '%logits.allgather = all_gather(%logits) axes=("tp") dim="w/tp" : act[row, w]',
     ]
+
+
+def test_an_axis_that_is_taken_apart_as_a_sum_is_whole(tmp_path):
+    """A rank's rows of an index are others than its rows of each part."""
+    text = """
+edition 2026
+index t : time
+const wide = 20
+block Parts[d] {
+  index f : wide, a : 4, b : size(f) - 4
+  param up[f, d]
+  param down[d, f]
+  def (x[d]) -> y[d] {
+    u[f]         = up[f,d] * x[d]
+    let v[a|b]   = u[a|b]
+    let w[a|b]   = concat[a|b](2 * v[a], v[b] * v[b])
+    y[d]         = down[d,f] * w[f]
+  }
+}
+model Small {
+  index d : 12, w : 24
+  param embed[w, d]
+  use parts = Parts[d]
+  def main(token[t] of w) -> logits[t,w] { logits[t,w] = embed[w,d] * parts(embed[token[t], d]) }
+}
+deploy here of Small { mesh tp = 2  shard Parts.f -> tp }
+"""
+    file = tmp_path / "small.arch"
+    file.write_text(text)
+    program = compile_model(str(file), Choices(), deploy="here")
+    lines = communication(body_lines(program.after("shard").bodies["Parts.call"]))
+    assert [line.split("(")[0].split()[-1] for line in lines] == ["all_gather", "part_of"]
 
 
 def test_an_array_of_blocks_that_is_dealt_out_is_sent_tokens(tmp_path):

@@ -9,7 +9,7 @@ if os.environ.get("TRITON_INTERPRET") == "0":
 
     torch.set_default_device("cuda")
     collect_ignore = [
-        "test_rounding.py",
+        "test_interpreted.py",
         "test_bench_kernels.py",
         "test_bench_all.py",
         "test_tune.py",

@@ -1,8 +1,9 @@
 """Running generated kernels in Triton's interpreter, and compiling them for GPUs.
 
 tests/conftest.py sets TRITON_INTERPRET=1 for every test, so what ``load`` gives runs on tensors of
-the CPU, with conversions of floats mended (rounding.py). ``compile_ahead`` compiles in processes
-that do not have it, and keeps what it compiled from run to run (``DSLC_KERNEL_CACHE``).
+the CPU, with conversions of floats mended (backends/triton/interpreted.py). ``compile_ahead``
+compiles in processes that do not have it, and keeps what it compiled from run to run
+(``DSLC_KERNEL_CACHE``).
 """
 
 import importlib.util
@@ -13,14 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
-import rounding
-
+from backends.triton import interpreted
 from backends.triton.ahead import Binary, compile_ahead
 from backends.triton.kernel import Config, Kernel, Operator
 from backends.triton.targets import SM_90, Target
 from backends.triton.write import kernels_text
 
-rounding.install()
+interpreted.install()
 
 TILE_OF_WGMMA = 64  # rows of a warpgroup's product
 

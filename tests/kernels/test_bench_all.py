@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from running_kernels import rounding  # noqa: F401  the interpreter's conversions are mended
 
+from backends.triton import interpreted
 from backends.triton.targets import GFX942, SM_90, TARGETS
 from backends.triton.tuning import Table
 from dslc.bench.gpu import machine
@@ -37,6 +37,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def in_the_interpreter(monkeypatch) -> None:
+    interpreted.install()
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(Program, "binaries", lambda self, progress=None: [])
 

@@ -252,7 +252,7 @@ def test_make_gpu_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys) -> Non
     outcomes = iter(["passed", "failed", "stopped", "passed", "passed"])
     monkeypatch.setattr(machine, "absent", lambda: None)
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "test", lambda name, left: ran.append(name[-4]) or next(outcomes))
+    monkeypatch.setattr(module, "test", lambda name, *_: ran.append(name[-4]) or next(outcomes))
     monkeypatch.setattr(module, "bench", lambda left: timed.append(left) or 0)
     monkeypatch.setattr("sys.argv", ["gpu.py"])
     assert module.main() == 1 and ran == ["a", "b", "c"] and not timed
@@ -268,3 +268,24 @@ def test_make_gpu_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys) -> Non
     monkeypatch.setattr("sys.argv", ["gpu.py", "--seconds", "1"])
     assert module.main() == 0 and len(ran) == 5  # another tree, and no time for it
     assert "make gpu: 3 are left" in capsys.readouterr().out
+
+
+TWO = """
+def test_first():
+    open({ran!r}, "a").write("first ")
+
+def test_second():
+    open({ran!r}, "a").write("second ")
+    assert {well}
+"""
+
+
+def test_make_gpu_goes_on_within_a_file(tmp_path, monkeypatch) -> None:
+    """What has passed when a file of tests is stopped, or fails, is not run again."""
+    module, ran = make_gpu(), tmp_path / "ran.txt"
+    (tmp_path / "benchmarks").symlink_to(module.ROOT / "benchmarks")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    for well, outcome in ((False, "failed"), (True, "passed"), (True, "passed")):
+        (tmp_path / "test_two.py").write_text(TWO.format(ran=str(ran), well=well))
+        assert module.test("test_two.py", 100.0, tmp_path / "kept" / "passed.txt") == outcome
+    assert ran.read_text() == "first second second "

@@ -93,6 +93,13 @@ def test_heads_with_columns_of_their_own(kind: str, rows: int) -> None:
     check(Gemm(40, 48, parts=2, own=True, **KINDS[kind]), rows)
 
 
+def test_places_in_a_matrix_of_over_2_to_the_31_numbers() -> None:
+    """A step along K is a whole row of it: from 2^31 numbers on an int32 does not hold it."""
+    for rows, marks in ((1 << 18, 1), ((1 << 18) - 64, 0)):
+        (thin,) = generate(Gemm(8192, rows, transposed=True), SM_90).kernels
+        assert thin.source.count("k * BLOCK_K * tl.full((), 8192, tl.int64)") == marks
+
+
 @pytest.mark.parametrize("rows", [3, 70])
 @pytest.mark.parametrize("kind", ["bf16", "fp8_weights"])
 def test_transposed(kind: str, rows: int) -> None:

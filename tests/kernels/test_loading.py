@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 import dslc
 from backends.pytorch.inputs import InputError
+from backends.triton import installed
 from backends.triton import load as loading
 from backends.triton.generate import binaries
 from compiler.errors import UserError
@@ -109,6 +111,43 @@ def test_another_gpu_or_triton_compiles_on_the_spot(
     monkeypatch.setattr(loading, "name_of", lambda device: gpu)
     reason = loading._other(index, torch.device("cuda"), triton or index["triton"])
     assert reason is None if says is None else says in str(reason)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "has"), [("sm_80", False), ("sm_86", False), ("sm_89", True), ("sm_120", True)]
+)
+def test_8_bit_floats_are_refused_where_a_gpu_has_none(gpu: str, has: bool) -> None:
+    """Not one of the GPUs that kernels are compiled for, perhaps: it would compile the text."""
+    codes = {"target": "sm_90", "kernels": [{"arguments": [["w", "*fp8e4nv", True]]}]}
+    loading._refuse_codes(Path("DIR"), {**codes, "kernels": []}, gpu)
+    if has:
+        loading._refuse_codes(Path("DIR"), codes, gpu)
+        return
+    with pytest.raises(InputError) as wrong:
+        loading._refuse_codes(Path("DIR"), codes, gpu)
+    assert str(wrong.value) == (
+        f"DIR was compiled for sm_90 with weights in 8-bit floats, which this GPU, {gpu}, has not: "
+        "compile without --deploy, or with one that keeps none so"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, "which is not installed: pip install 'dslc[triton]'"),
+        ("3.5.1", "3.6 or newer, and this is 3.5.1"),
+    ],
+)
+def test_a_triton_that_cannot_be_used(found: str | None, message: str, monkeypatch) -> None:
+    def version(name: str) -> str:
+        if found is None:
+            raise PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(installed, "version", version)
+    with pytest.raises(UserError) as wrong:
+        installed.triton_version.__wrapped__()
+    assert str(wrong.value) == f"kernels for a GPU take Triton{',' if not found else ''} {message}"
 
 
 def test_what_was_changed_is_refused(directory: Path, tmp_path: Path) -> None:

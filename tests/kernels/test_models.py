@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from own_model import OWN
-from running_kernels import rounding  # noqa: F401  the interpreter's conversions are mended
 
 import dslc
 from backends.triton.sampler import Sampler

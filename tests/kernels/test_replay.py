@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from running_kernels import rounding  # noqa: F401  the interpreter's conversions are mended
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 

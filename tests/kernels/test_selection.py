@@ -42,6 +42,35 @@ def test_what_is_left_is_told_with_its_place() -> None:
     assert attentions[0].text.startswith("p[h,t,s] * val[s,h,v]")
 
 
+RULES = """edition 2026
+import dsv3
+import std.formats
+deploy whole of DeepSeekV3 { precision whole(int8, activations = 1 x 128, weights = 128 x 128)
+  for contractions with a parameter, except embed, head, centroid, W_eh }
+deploy light of DeepSeekV3 { precision light(weights = e4m3 128 x 128)
+  for contractions with a parameter, except embed, head, centroid, W_eh }
+deploy narrow of DeepSeekV3 { precision narrow(e4m3, activations = 1 x 16, weights = 16 x 16)
+  for contractions with a parameter, except embed, head, centroid, W_eh }
+"""
+
+
+@pytest.mark.parametrize(
+    ("deploy", "target"),
+    [("whole", "sm_90"), ("whole", "sm_80"), ("light", "gfx942"), ("narrow", "sm_100")],
+)
+def test_codes_that_no_kernel_reads_are_left_to_torch(
+    tmp_path: Path, deploy: str, target: str
+) -> None:
+    """Whole numbers, 8-bit floats on a GPU without them, tiles narrower than a product: what reads
+    them, and the attention over keys that are made of them."""
+    (tmp_path / "rules.arch").write_text(RULES)
+    found = generated(str(tmp_path / "rules.arch"), target, dims="small", deploy=deploy)
+    ops = {f.op for f in found.fallbacks}
+    assert {"attention", "experts"} <= ops and ops & {"contract", "scaled_contract"}
+    assert all(f.place.startswith("std/") for f in found.fallbacks)
+    assert not [o for o in found.operators if "e4m3" in o.name]
+
+
 def test_an_activation_and_a_norm_of_ones_own_are_one_kernel_each(tmp_path: Path) -> None:
     (tmp_path / "own.arch").write_text(OWN)
     found = generated(str(tmp_path / "own.arch"))

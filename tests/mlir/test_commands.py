@@ -76,12 +76,16 @@ def test_a_changed_module_is_refused(tmp_path: Path) -> None:
 
 def rewritten(where: Path, **changes: object) -> None:
     """Change module.json, and the manifest so that its hash is right."""
+    layout = json.loads((where / "module.json").read_text()) | changes
+    replaced(where, "module.json", json.dumps(layout).encode())
+
+
+def replaced(where: Path, name: str, data: bytes) -> None:
     from compiler.manifest import digest
 
-    layout = json.loads((where / "module.json").read_text()) | changes
-    (where / "module.json").write_text(json.dumps(layout))
+    (where / name).write_bytes(data)
     manifest = json.loads((where / "manifest.json").read_text())
-    manifest["files"]["module.json"] = digest((where / "module.json").read_bytes())
+    manifest["files"][name] = digest(data)
     (where / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -95,6 +99,61 @@ def test_another_processors_module_is_refused(tmp_path: Path) -> None:
         "error: the module was compiled for a processor with instructions that this one lacks "
         "(avx4096): compile it here\n",
     )
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"caches": []}, "module.json has other caches than the manifest: compile it again"),
+        (
+            {"name": "Other"},
+            "{where}/module.vmfb cannot be run (compiled by IREE {version}, this is {version}): it "
+            "holds no module 'Other'",
+        ),
+        ({"dtype": "f4"}, "module.json: dtype: Input should be 'float32' or 'bfloat16'"),
+        (
+            {"dtype": "bfloat16"},
+            "the module reads 'embed' as f32 [97, 36], the manifest has bf16 [97, 36]",
+        ),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    from iree.runtime.version import VERSION
+
+    where = copy(tmp_path)
+    layout = json.loads((where / "module.json").read_text())
+    caches = [row | {"element": "bf16"} for row in layout["caches"]]
+    rewritten(where, **({"caches": caches} if changes.get("dtype") == "bfloat16" else {}) | changes)
+    done = dslc("run", where, "--tokens", "1")
+    said = message.format(where=where, version=VERSION)
+    assert (done.returncode, done.stderr) == (1, f"error: {said}\n")
+
+
+def test_a_module_that_iree_cannot_read_is_refused(tmp_path: Path) -> None:
+    """As one of another version of IREE would be."""
+    where = copy(tmp_path)
+    rewritten(where, compiler="2.0")
+    replaced(where, "module.vmfb", (where / "module.vmfb").read_bytes()[:5000])
+    done = dslc("run", where, "--tokens", "1")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(
+        f"error: {where}/module.vmfb cannot be run (compiled by IREE 2.0, this is "
+    )
+
+
+@pytest.mark.parametrize("name", ["module.vmfb", "module.json"])
+def test_a_file_that_is_missing(name: str, tmp_path: Path) -> None:
+    where = copy(tmp_path)
+    (where / name).unlink()
+    done = dslc("run", where, "--tokens", "1")
+    assert done.stderr == f"error: {where / name} cannot be read: No such file or directory\n"
+    manifest = json.loads((where / "manifest.json").read_text())
+    del manifest["files"][name]
+    (where / "manifest.json").write_text(json.dumps(manifest))
+    done = dslc("run", where, "--tokens", "1")
+    assert done.stderr == f"error: the compiled model holds no {name}: compile it again\n"
 
 
 def test_a_module_that_reads_other_weights_is_refused(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """One compiled module for each architecture gives what the PyTorch backend gives: any batch, any
 lengths, prefill in one step or in several, decoding of one sequence and of many."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from backends.pytorch.asked import InputError
 from mlir.compiled import ODD, difference, model, reference
 
 pytest.importorskip("iree.compiler")
@@ -54,6 +57,33 @@ def test_greedy_tokens(name: str, chunk: int | None) -> None:
         lengths = torch.tensor([len(p) for p in batch])
         expected = reference(name).generate(padded, lengths, max_new_tokens=6)
         assert found == [row.tolist() for row in expected]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_no_tokens_give_no_logits(shape: tuple[int, int]) -> None:
+    found = model("llama3")(np.zeros(shape, np.int64))
+    assert found.shape == (*shape, ODD["llama3"]["vocab"])
+    assert model("llama3").generate([]) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"prefill_chunk": 0}, "prefill_chunk is 0: it must be at least 1"),
+        ({"prefill_chunk": -1}, "prefill_chunk is -1: it must be at least 1"),
+        ({"prompts": [[]]}, "a prompt needs at least one token"),
+        ({"prompts": [[61]]}, "'token' 61 is not one of 0 .. 60"),
+        (
+            {"max_new_tokens": 200_000},
+            "a prompt of 1 and 200,000 new tokens are 200,001 positions; the model is made for "
+            "131,072 (require history <= context_length, std/rotary.arch:23)",
+        ),
+    ],
+)
+def test_what_cannot_be_generated(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        model("llama3").generate(**{"prompts": [[1]], **arguments})
+    assert str(error.value) == message
 
 
 def test_bfloat16() -> None:

@@ -18,6 +18,39 @@ from tests.nasty.base import (
 )
 
 
+@mixer("one index as a sum and back, and a sum within a sum", """
+  index n : 9, j : 4, a : 5, i : 2, u = i|j
+  param W[n|u, d]  param V[d, n]  param U[d, (i|j)|k]  index k : 3
+""", """
+    w[t,n|u]      = W[n|u,d] * x[t,d]
+    y0[t,n]       = turned[n](w[t,n])
+    z[t,i|j]      = w[t,i|j]
+    let m[t,n]    = y0[t,n]
+    let r[t,j|a]  = m[t,j|a]
+    p[t,(i|j)|k]  = concat[(i|j)|k](2 * w[t,(i|j)], last[a,k](r[t,a]))
+    y[t,d]        = V[d,n] * y0[t,n] + U[d,(i|j)|k] * p[t,(i|j)|k] * sum[j](z[t,j] * r[t,j])
+""", """
+fn turned[n](x[n]) -> y[n] {
+  index j : 4, a : size(n) - 4
+  let parts[j|a] = x[j|a]
+  let made[j|a]  = concat[j|a](-parts[j], parts[a] * parts[a])
+  y[n] = made[n]
+}
+
+fn last[a,k](x[a]) -> y[k] {
+  index b : size(a) - size(k)
+  let parts[b|k] = x[b|k]
+  y[k] = parts[k]
+}
+""")  # fmt: skip
+def _(w: Weights, x: Tensor) -> Tensor:
+    n, u = (x @ w["W"].T).split((9, 6), -1)
+    y0 = torch.cat((-n[:, :4], n[:, 4:] ** 2), -1)
+    p = torch.cat((2 * u, y0[:, 6:]), -1)
+    scale = (u[:, 2:] * y0[:, :4]).sum(-1, keepdim=True)
+    return y0 @ w["V"].T + p @ w["U"].T * scale
+
+
 @mixer("groups of experts, one index spelled two ways", """
   index g : 3, m : 2, e = (g,m), k : 2, i : 2
   param R[e,d]  param rows[e,d]

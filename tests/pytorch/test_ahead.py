@@ -20,7 +20,7 @@ from test_own_models import HEAD, SOURCES, TAIL
 
 import dslc
 from backends.pytorch.ahead.blocks import BlockedWeight
-from backends.pytorch.ahead.build import stored_blocks, traced
+from backends.pytorch.ahead.build import build, stored_blocks, traced
 from backends.pytorch.ahead.decoder import Decoder, Run, obstacle
 from backends.pytorch.ahead.plan import FILE_NAME, Plan
 from backends.pytorch.model import Model
@@ -326,6 +326,22 @@ def test_states_are_refused():
         "--optimize: a step of one token cannot be traced: turn.0.linear.0.mix.u is kept without "
         "positions, as a state is"
     )
+
+
+def test_each_part_of_the_work_is_told(monkeypatch):
+    """It takes a minute, longer on a busy machine: who waits sees how far it is."""
+    monkeypatch.setattr("backends.pytorch.ahead.build.packaged", lambda program: b"")
+    told: list[str] = []
+    build(dslc.compile("llama3", dims="small").code(), "float32", progress=told.append)
+    pieces = len(told) - 1
+    assert pieces >= 2
+    assert told == [
+        "tracing a step of one token",
+        *(
+            f"machine code, {n} of {pieces}: some ten seconds of a core each"
+            for n in range(1, pieces + 1)
+        ),
+    ]
 
 
 def test_what_cannot_be_traced_is_said(monkeypatch):

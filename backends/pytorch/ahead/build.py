@@ -62,10 +62,11 @@ def build(
     Raises:
         UserError: the step cannot be traced or compiled; the message says why.
     """
+    progress("tracing a step of one token")
     plan, programs = traced(code, dtype, entry, blocked)
     files = {}
     for number, (name, program) in enumerate(programs.items()):
-        progress(f"machine code, {number + 1} of {len(programs)}")
+        progress(f"machine code, {number + 1} of {len(programs)}: some ten seconds of a core each")
         files[name] = packaged(program)
     return {**files, FILE_NAME: (plan.model_dump_json(indent=1) + "\n").encode()}
 

@@ -358,7 +358,10 @@ def _thin_loop(p: Product) -> str:
     a_edge = f" & ({edge})[:, None]" if edge else ""
     if p.transposed:
         w_edge = f" & ({edge})[:, None]" if edge else ""
-        load = f"tl.load(w_at + k * BLOCK_K * {p.w_columns}, (n < N)[None, :]{w_edge}, other=0.0)"
+        rows = str(p.w_columns)
+        if p.k * p.w_columns >= 1 << 31:  # k is an int32
+            rows = f"tl.full((), {rows}, tl.int64)"
+        load = f"tl.load(w_at + k * BLOCK_K * {rows}, (n < N)[None, :]{w_edge}, other=0.0)"
         w_tile = "w_tile.T"
     else:
         w_edge = f" & ({edge})[None, :]" if edge else ""

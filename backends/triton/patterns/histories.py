@@ -120,12 +120,13 @@ class Held:
     """A key or value.
 
     Attributes:
-        product: what computes it from a history, None where it is in pages itself.
+        product: what computes it from a history, None where it is in pages itself; by: the kernel.
     """
 
     node: Node
     rows: Rows
     product: Found | None = None
+    by: Operator | None = None
 
 
 def attention(context: Context, node: Node) -> Group | None:
@@ -214,7 +215,11 @@ def _held(context: Context, node: Node, heads: list[Dim], over: tuple[str, ...])
     found = find(context, node, "history") if node.op == "contract" else None
     if found is None or not in_pages(context, context.graph, found.x.name):
         return None
-    return Held(node, Rows(count, dim), found)
+    try:
+        operator = gemm.generate(found.spec(context.dtype, context.dtype), context.target)
+    except ValueError:  # no kernel reads the matrix as it is stored
+        return None
+    return Held(node, Rows(count, dim), found, operator)
 
 
 def _written(
@@ -279,7 +284,7 @@ def _written(
 
 def _computed(context: Context, body: Body, prefix: str, one: Held, packs: dict[str, str]) -> str:
     """A key or value of all positions, packed, under a name."""
-    assert one.product is not None
+    assert one.product is not None and one.by is not None
     x = one.product.x
     if x.name not in packs:
         width = context.sizes(x.type.dims[1:])
@@ -287,9 +292,8 @@ def _computed(context: Context, body: Body, prefix: str, one: Held, packs: dict[
         history = body.values[prefix + x.name].text.atom
         packs[x.name] = body.names.take(f"{body.stem(x)}_packed")
         body.line(f"{packs[x.name]} = {history}.packed({take})", one.node.span)
-    operator = gemm.generate(one.product.spec(context.dtype, context.dtype), context.target)
     name = body.names.take(body.stem(one.node))
-    text = call(context.use(operator), packs[x.name], *one.product.stored(body))
+    text = call(context.use(one.by), packs[x.name], *one.product.stored(body))
     body.line(f"{name} = {text}", one.node.span)
     return name
 

@@ -50,3 +50,24 @@ def test_products_of_bfloat16_are_products_of_numbers(tmp_path) -> None:
     z = torch.empty(16, 16)
     load_text(PRODUCT, tmp_path).product[(1,)](x, y, z, N=16)
     torch.testing.assert_close(z, x.float() @ y.float())
+
+
+WHOLE = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def there_and_back(x, y, back, N: tl.constexpr):
+    at = tl.arange(0, N)
+    narrow = tl.load(x + at).to(tl.bfloat16)
+    tl.store(y + at, narrow)
+    tl.store(back + at, narrow.to(tl.int32))
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+def test_whole_numbers_become_bfloat16_and_are_again(dtype, tmp_path) -> None:
+    x = torch.tensor([0, 1, 2, 200]).to(dtype)
+    y, back = torch.empty(4, dtype=torch.bfloat16), torch.empty(4, dtype=torch.int32)
+    load_text(WHOLE, tmp_path).there_and_back[(1,)](x, y, back, N=4)
+    assert torch.equal(y, x.to(torch.bfloat16)) and torch.equal(back, x.to(torch.int32))

@@ -2,7 +2,8 @@
 
 The interpreter truncates float32 to bfloat16, and its rounding to 8 bits loses the carry. torch's
 conversions round to nearest even; to 8 bits GPUs saturate (PTX ISA, ``cvt.rn.satfinite``). Its
-products take the bits of bfloat16 for whole numbers.
+products, and conversions to whole numbers and from them, take the bits of bfloat16 for whole
+numbers.
 """
 
 from typing import Any
@@ -40,6 +41,9 @@ def convert(values: Any, have: Any, want: Any, rounding: Any) -> Any:
 
 
 def install() -> None:
+    """Mend the interpreter of this process; a second call does nothing."""
+    if interpreter._convert_float is convert:
+        return
     interpreter._convert_float = convert
     cast = interpreter.InterpreterBuilder.cast_impl
 
@@ -49,6 +53,10 @@ def install() -> None:
             bits = convert(source.data, have, want, None)
             data = bits.view(interpreter._get_np_dtype(wanted))
             return interpreter.TensorHandle(data, want)
+        if want == tl.bfloat16 and have.is_int():
+            return cast_impl(self, cast(self, source, tl.float32), wanted)
+        if have == tl.bfloat16 and want.is_int():
+            return cast(self, cast_impl(self, source, tl.float32), wanted)
         return cast(self, source, wanted)
 
     interpreter.InterpreterBuilder.cast_impl = cast_impl
