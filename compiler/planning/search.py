@@ -36,19 +36,30 @@ class Tried:
         return dict(self.plan.deployment.mesh.sizes)
 
 
+@dataclass(frozen=True)
+class Searched:
+    """The best deployments, best first; of ``count`` that were planned. Where none fits, the
+    ``closest``: it lacks the least memory."""
+
+    best: list[Tried]
+    count: int
+    closest: Tried | None = None
+
+
 def search(
     source: Program,
     final: Program,
     deployment: Deployment,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[list[Tried], int]:
-    """The best deployments, best first, and how many were planned.
+) -> Searched:
+    """Plan other deployments of the same load.
 
     Args:
         deployment: its load, rules and cluster are kept.
     """
     gpus = deployment.mesh.size
-    found: list[Tried] = []
+    found: dict[object, Tried] = {}
+    closest: tuple[float, Tried | None] = float("inf"), None
     count = 0
     for other, batch in candidates(deployment):
         if count >= MOST:
@@ -59,10 +70,15 @@ def search(
             plan = make(source, final, other, weigh=False)
         except UserError:
             continue
+        tried = Tried(plan, plan.tokens * (gpus // plan.gpus), batch, _why(plan))
         if plan.fits and not plan.problems:
-            copies = gpus // plan.gpus
-            found.append(Tried(plan, plan.tokens * copies, batch, _why(plan)))
-    return sorted(found, key=lambda t: -t.tokens)[:BEST], count
+            # Groups that share nothing (dp of a model that is whole in each) are the same plan.
+            alike = (batch, plan.seconds, tried.tokens, plan.memory.total)
+            found.setdefault(alike, tried)
+        elif plan.memory.total / (plan.capacity or 1.0) < closest[0]:
+            closest = plan.memory.total / (plan.capacity or 1.0), tried
+    best = sorted(found.values(), key=lambda t: -t.tokens)[:BEST]
+    return Searched(best, count, None if best else closest[1])
 
 
 def candidates(deployment: Deployment) -> Iterator[tuple[Deployment, str]]:
@@ -129,7 +145,7 @@ def _divided(deployment: Deployment, mesh: Mesh) -> Deployment | None:
 
 
 def _staged(stages: Stages, ranks: int) -> Stages | None:
-    """The same layers on another number of ranks: as many each, the last ranks with fewer."""
+    """The same layers on another number of ranks: as many each, the last ranks with one fewer."""
     if len(stages.stages) == ranks:
         return stages
     names = {name for stage in stages.stages for name, _, _ in stage.layers}
@@ -138,10 +154,10 @@ def _staged(stages: Stages, ranks: int) -> Stages | None:
     (name,) = names
     start = min(at for stage in stages.stages for _, at, _ in stage.layers)
     stop = max(end for stage in stages.stages for _, _, end in stage.layers)
-    each = -(-(stop - start) // ranks)
-    bounds = [min(start + i * each, stop) for i in range(ranks + 1)]
-    if bounds[-2] >= bounds[-1] and ranks > 1:
+    each, more = divmod(stop - start, ranks)
+    if not each:
         return None  # a rank without layers
+    bounds = [start + i * each + min(i, more) for i in range(ranks + 1)]
     out = [Stage(((name, a, b),)) for a, b in pairwise(bounds)]
     first, last = stages.stages[0].extras, stages.stages[-1].extras
     out[0] = replace(out[0], extras=first if len(stages.stages) > 1 else ())

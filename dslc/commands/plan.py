@@ -49,14 +49,11 @@ def run(options: argparse.Namespace) -> int:
         deployment = program.deployment(name)
         progress("plan")
         plan = make(program.after(STAGES[0]), program.after(), deployment, measured)
-        found: list[search.Tried] = []
-        count = 0
+        found = search.Searched([], 0)
         if options.search:
             if measured is not None:
                 raise UserError("--search plans other meshes, and --costs were measured on one")
-            found, count = search.search(
-                program.after(STAGES[0]), program.after(), deployment, progress
-            )
+            found = search.search(program.after(STAGES[0]), program.after(), deployment, progress)
     if options.trace is not None:
         from dslc.planning.trace import trace
 
@@ -68,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         data = plan.as_data()
         if options.search:
-            data["search"] = search.as_data(found)
+            data["search"] = search.as_data(found.best)
         print(json.dumps(data))
         for problem in plan.problems:
             note(problem)
@@ -77,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
     show(plan, program.name)
     if options.search:
-        show_search(found, count, plan.gpus)
+        show_search(found, plan.gpus)
     return 0
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from compiler.planning.plan import Plan
-from compiler.planning.search import Tried
+from compiler.planning.search import Searched, Tried
 from dsl.tables import spelled
 from dslc.terminal import large, table
 
@@ -134,23 +132,27 @@ def _time(plan: Plan) -> None:
         table(("time of a rank", "", ""), rows, left=3)
 
 
-def show_search(found: Sequence[Tried], count: int, gpus: int) -> None:
-    """The best deployments of a search."""
+def show_search(found: Searched, gpus: int) -> None:
+    """The best deployments of a search, or the one that lacks the least."""
+    within = "1 GPU" if gpus == 1 else f"{gpus:,} GPUs"
     rows = [
-        (
-            " x ".join(f"{axis} {size}" for axis, size in one.mesh.items()),
-            one.batch,
-            one.why,
-            seconds(one.plan.seconds),
-            large(one.tokens),
-        )
-        for one in found
+        (_axes(one), one.batch, one.why, seconds(one.plan.seconds), large(one.tokens))
+        for one in found.best
     ]
-    if not rows:
-        print(f"\nof {count} deployments within {gpus:,} GPUs none fits")
+    if rows:
+        title = f"best of {found.count} within {within}"
+        table((title, "batch", "why", "step", "tokens/s"), rows, left=3)
         return
-    title = f"best of {count} within {gpus:,} GPUs"
-    table((title, "batch", "why", "step", "tokens/s"), rows, left=3)
+    close = ""
+    if found.closest is not None:
+        one = found.closest
+        why = one.plan.problems[0] if one.plan.problems else one.why
+        close = f"; the closest, {_axes(one)} with {one.batch}: {why}"
+    print(f"\nof {found.count} deployments within {within} none fits{close}")
+
+
+def _axes(one: Tried) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in one.mesh.items())
 
 
 def seconds(value: float) -> str:

@@ -1,6 +1,7 @@
 """Other meshes for the same load, and this machine as a cluster."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -30,8 +31,9 @@ def test_candidates_divide_and_hold():
 
 def test_the_best_is_no_worse_than_what_was_asked():
     about = subject("sglang_decode")
-    found, count = search(about.source, about.final, about.deployment)
-    assert count > 10
+    searched = search(about.source, about.final, about.deployment)
+    found = searched.best
+    assert searched.count > 10 and searched.closest is None
     tokens = [one.tokens for one in found]
     assert tokens == sorted(tokens, reverse=True)
     assert tokens[0] >= plan("sglang_decode").tokens * 0.999
@@ -45,6 +47,41 @@ def test_search_on_the_command_line(capsys):
     best = json.loads(capsys.readouterr().out)["search"]
     assert 1 <= len(best) <= 5
     assert set(best[0]) >= {"mesh", "batch", "tokens_per_second", "why"}
+
+
+PRIMES = """edition 2026
+import llama3
+import clusters
+deploy seven of Llama3 on h100 {
+  mesh dp = 7  shard batch -> dp, optimizer -> replicas  train batch = 63, sequence = 2048
+}
+deploy three of Llama3 on h100 {
+  mesh dp = 3  shard batch -> dp, optimizer -> replicas  train batch = 48, sequence = 2048
+}
+deploy pairs of Llama3 on h200 {
+  mesh dp = 2, tp = 2  shard batch -> dp, SwiGLU.f -> tp, vocab -> tp
+  serve decode context = 4096, tpot = 30 ms
+}
+"""
+
+
+def test_numbers_of_gpus_that_hardly_divide(capsys, tmp_path):
+    """One mesh is all that seven GPUs have; on three nothing fits, and it says what is missing;
+    groups that share nothing are not listed as often as they can be counted."""
+    file = tmp_path / "primes.arch"
+    file.write_text(PRIMES)
+    assert run(["plan", str(file), "--deploy", "seven", "--search"]) == 0
+    assert "best of 1 within 7 GPUs" in capsys.readouterr().out
+    assert run(["plan", str(file), "--deploy", "three", "--search"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        r"of 3 deployments within 3 GPUs none fits; the closest, dp 3 with micro-batch 1, 16 of "
+        r"them: .*GB.*",
+        said,
+    ), said
+    assert run(["plan", str(file), "--deploy", "pairs", "--search", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["search"]
+    assert len({(b["tokens_per_second"], b["step_seconds"]) for b in best}) == len(best) > 1
 
 
 def test_search_and_measured_durations_exclude_each_other(capsys, tmp_path):

@@ -98,8 +98,13 @@ def own(tokens: dict, model) -> dict:
 
 def numbered(codes: dict, model, at: int) -> dict:
     """By the number of an expert in the whole array, not by its place on a rank."""
-    each = len(model.module.layers[1].mlp.expert)
-    return {(n, (at * each + place) % DIMS["experts"]): c for (n, place), c in codes.items()}
+    each, held = len(model.module.layers[1].mlp.expert), model.mesh.placements
+    numbers = {path: placement.numbers.tolist() for path, placement in held.items()}
+    out = {}
+    for (n, place), c in codes.items():
+        there = numbers.get(f"layers.{n}.mlp.expert", range(DIMS["experts"]))
+        out[n, there[at * each + place]] = out.get((n, there[at * each + place]), []) + c
+    return out
 
 
 def rank(folder: Path, name: str, number: int) -> None:
