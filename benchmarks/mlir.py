@@ -67,7 +67,9 @@ def bytes_read(directory: Path, checkpoint: Path) -> None:
     touched = resident(archive) - before
     manifest = read(directory)
     source = verified_files(directory, manifest)["source.txt"].decode()
-    needed = bytes_per_token(source, 4 if model.layout.dtype == "float32" else 2, 1)
+    width = 4 if model.layout.dtype == "float32" else 2
+    patterns = [row.pattern() for row in manifest.parameters]
+    needed = bytes_per_token(source, width, 1, patterns=patterns)
     print(
         f"one decoded token touches {touched / 1e6:,.1f} MB of the weights; the chosen experts and "
         f"the rest are {needed / 1e6:,.1f} MB: {touched / needed:.2f}x"

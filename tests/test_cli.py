@@ -237,6 +237,24 @@ def test_compile_takes_the_dims_from_a_checkpoint(run, tmp_path):
         assert result.status == 1 and message in result.err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--emit", "pytorch", "--after", "order"),
+            "--after says which graph is printed, and --emit pytorch prints none",
+        ),
+        (("--emit", "graph", "--json"), "--json tells what was written; --emit prints text"),
+        (("--after", "order", "--json"), "--json tells what was written; --emit prints text"),
+    ],
+)
+def test_options_of_emit_that_would_be_ignored_are_refused(run, options, said):
+    result = run("compile", "dsv3", *SETTINGS, *options)
+    assert result.status == 1
+    assert result.out == ""
+    assert result.err.startswith(f"error: {said}")
+
+
 def test_emit_prints_and_writes_nothing(run, tmp_path):
     graph = run("compile", "dsv3", *SETTINGS, "--emit", "graph")
     assert graph.out.startswith("program DeepSeekV3")

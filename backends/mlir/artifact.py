@@ -62,7 +62,7 @@ class Layout(Row):
     name: str  # of the module
     dtype: Literal["float32", "bfloat16"]
     processor: tuple[str, ...]  # what the code was compiled for
-    compiler: str  # IREE's version
+    compiler: str = "?"  # IREE's version
     weights: dict[str, Weight]
     caches: tuple[Kept, ...]
 

@@ -217,32 +217,34 @@ def branch(frame: Frame, node: Node, args: list[Value]) -> Value:
     name = code.fresh()
     order = [frame.axis(d) for d in node.type.dims]
     element = frame.element(node) if not node.rounds else frame.stored(node.type.dtype)
-    before = dict(step.kept)
-    sides = []
+    outer, sides = step.pending, []
     for side in ("then", "otherwise"):
-        step.kept.update(before)
+        step.pending = {}
         lines, code.lines = code.lines, []
         with code.nested():
             found = frame.settled(frame.run(a[side], args))
             if BATCH in found.names:
                 raise frame.unsupported(node, "its sides run over a history")
             found = frame.ops.cast(frame.ops.full(found, order), element)
-        sides.append((code.lines, found, dict(step.kept)))
+        sides.append((code.lines, found, step.pending))
         code.lines = lines
-    # What a side caches leaves the branch as well.
-    keys = [k for k, v in before.items() if any(kept[k] != v for _, _, kept in sides)]
-    types = ", ".join(v.type for v in (sides[0][1], *(before[k] for k in keys)))
-    code.add(f"{name}:{1 + len(keys)} = scf.if {holds} -> ({types}) {{")
-    for number, (lines, found, kept) in enumerate(sides):
+    # What the sides cache leaves the branch as rows: IREE loses them in a whole cache, which a loop
+    # carries and a branch changes.
+    step.pending, pending = outer, sides[0][2]
+    if pending.keys() != sides[1][2].keys():
+        raise frame.unsupported(node, "only one of its sides caches")
+    types = ", ".join(v.type for v in (sides[0][1], *(rows for rows, _ in pending.values())))
+    code.add(f"{name}:{1 + len(pending)} = scf.if {holds} -> ({types}) {{")
+    for number, (lines, found, cached) in enumerate(sides):
         if number:
             code.add("} else {")
         code.lines += lines
         with code.nested():
-            values = ", ".join(v.name for v in (found, *(kept[k] for k in keys)))
+            values = ", ".join(v.name for v in (found, *(cached[key][0] for key in pending)))
             code.add(f"scf.yield {values} : {types}")
     code.add("}")
-    for number, key in enumerate(keys, start=1):
-        step.kept[key] = frame.ops.tied(replace(before[key], name=f"{name}#{number}"))
+    for number, (key, (rows, starts)) in enumerate(pending.items(), start=1):
+        step.cached(key, frame.ops.tied(replace(rows, name=f"{name}#{number}")), starts)
     return frame.ops.tied(Value(f"{name}#0", tuple(order), element))
 
 
@@ -286,12 +288,16 @@ def chain(frame: Frame, node: Node, args: list[Value]) -> Value:
         f"{results}:{len(carried)} = scf.for {number} = {code.index(first)} to "
         f"{code.index(first + layers)} step {code.index(1)} iter_args({given}) -> ({types}) {{"
     )
+    outer, step.pending = step.pending, None
     with code.nested():
         inside = [frame.ops.tied(replace(v, name=n)) for v, n in zip(carried, names, strict=True)]
         step.kept.update(zip(keys, inside[1:], strict=True))
         new = [layer(inside[0], number), *(step.kept[key] for key in keys)]
         code.add(f"scf.yield {', '.join(v.name for v in new)} : {types}")
     code.add("}")
+    if outer is not None and any(a != b for a, b in zip(new[1:], inside[1:], strict=True)):
+        raise frame.unsupported(node, "layers that cache, within one side of a branch")
+    step.pending = outer
     out = [frame.ops.tied(replace(v, name=f"{results}#{n}")) for n, v in enumerate(carried)]
     step.kept.update(zip(keys, out[1:], strict=True))
     return out[0]

@@ -211,6 +211,8 @@ def argtop(frame: Frame, node: Node, args: list[Value]) -> Value:
 def _chosen(frame: Frame, node: Node, value: Value, of: Value) -> Value:
     """``of`` where a value's rank is 0, 1, 2, ...: of the elements of a rank there is one."""
     ops, over = frame.ops, node.attrs["over"]
+    if over == frame.history_of(value):
+        raise frame.unsupported(node, "a choice among the positions of a history")
     to = frame.axis(node.type.dim(node.attrs["to"]))
     rank = ops.rank(value, over)
     here = ops.map("eq", [rank, ops.iota(to)], "i1")
@@ -220,7 +222,9 @@ def _chosen(frame: Frame, node: Node, value: Value, of: Value) -> Value:
 
 @lowers("in_top")
 def in_top(frame: Frame, node: Node, args: list[Value]) -> Value:
-    ops, (value,) = frame.ops, args
+    ops = frame.ops
+    # Rows of a history that a sequence does not have take no place.
+    value = _masked(frame, args[0], {node.attrs["over"]}, -math.inf)
     count = node.attrs["count"].at(frame.step.program.sizes)
     rank = ops.rank(value, node.attrs["over"])
     among = ops.map("lt", [rank, frame.step.constant(count)], "i1")
@@ -336,7 +340,7 @@ def cache(frame: Frame, node: Node, args: list[Value]) -> Value:
     into = step.kept[key]
     own = into.names[len(frame.index) :]
     rows = new.renamed(dict(zip(new.names, own, strict=True)))
-    step.kept[key] = ops.insert(rows, into, starts)
+    step.cached(key, rows, starts)
     return _appended(frame, old, new.renamed({time: history}), history)
 
 

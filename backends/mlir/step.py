@@ -117,6 +117,8 @@ class Step:
     caches: dict[Key, Value]  # as they were before the step: [arrays.., batch, capacity, ...]
     states: dict[Key, Value]  # [arrays.., batch, ...]
     kept: dict[Key, Value] = field(default_factory=dict)  # rows, or states, that the step adds
+    # Within the sides of a branch: what they cache, which is put into ``kept`` behind it.
+    pending: dict[Key, tuple[Value, dict[str, Size]]] | None = None
     rows: Size = 1
     history: Size = 1
 
@@ -141,6 +143,13 @@ class Step:
             counted = ops.map("lt", [new, self.count], "i1")
             both = ops.map("where", [old, before, counted], "i1")
             self.valid = ops.full(both, [batch, history])
+
+    def cached(self, key: Key, rows: Value, starts: dict[str, Size]) -> None:
+        """Keep what the step adds to a cache, of the layer that ``starts`` says."""
+        if self.pending is None:
+            self.kept[key] = self.ops.insert(rows, self.kept[key], starts)
+        else:
+            self.pending[key] = (rows, starts)
 
     def constant(self, number: int | float | bool, element: Element = "i64") -> Value:
         return Value("", (), element, number)

@@ -15,6 +15,7 @@ from compiler import spec
 from compiler.cost import flops_of, volume
 from compiler.ir import Dim, Graph, Node, Program
 from compiler.passes import masks
+from compiler.passes.activity import taken
 from compiler.planning.ops import Load, Op, Operand, Param, Piece
 from compiler.planning.reading import attention_flops, router_of
 from compiler.planning.routing import spread
@@ -132,8 +133,9 @@ class Flat:
             dtype = "act" if narrow else first.dtype  # cast as it is written; widened as it is read
             return Operand(held, dtype, first.value, first.param, first.state)
         if node.op == "branch":
-            then = spec.holds(node.attrs["when"], at)
-            side = node.attrs["then" if then else "otherwise"]
+            side = node.attrs["then" if spec.holds(node.attrs["when"], at) else "otherwise"]
+            if self.sharding.deployment.train is not None:
+                side = taken(node)  # training takes no contraction apart, however short a sequence
             return self.body(side, place, inputs, at, blocks)
         if node.op == "call":
             return self.call(node, place, inputs, at, blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from math import prod
 
 import torch
 
@@ -41,7 +42,7 @@ def bytes_per_token(
         width: bytes of a weight, and of a cached number.
         history: positions before the token.
         plan: of a compiled step, which says what is kept in one byte a number.
-        patterns: the model's parameters.
+        patterns: the model's parameters; those that are kept as codes are read as such.
     """
     counted = report(parse(graph))
     cached = counted.cache_bytes_per_token * width // 2  # counted in BF16
@@ -49,9 +50,15 @@ def bytes_per_token(
     shares = {_plain(row.path): row.activated / row.parameters for row in counted.blocks}
     for pattern in patterns:
         first = next(iter(pattern.tensors()), None)
-        if first and plan and plan.place(attribute_path(first.path))[0] in plan.blocked:
-            owner = _plain(pattern.path).rpartition(".")[0]
-            read -= int(pattern.elements * shares.get(owner, 1.0) * (width - 1))
+        if first is None or "main" not in pattern.entries:
+            continue
+        share = shares.get(_plain(pattern.path).rpartition(".")[0], 1.0)
+        if plan and plan.place(attribute_path(first.path))[0] in plan.blocked:
+            read -= int(pattern.elements * share * (width - 1))
+        elif pattern.coding is not None:
+            rows = pattern.shape[0] if len(pattern.shape) > 1 else 1
+            stored = pattern.coding.bytes(rows, prod(pattern.shape) // rows)
+            read -= int(len(pattern) * share * (prod(pattern.shape) * width - stored))
     return read + cached * history
 
 

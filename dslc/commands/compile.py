@@ -56,6 +56,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.dialect and options.emit != "mlir":
         raise UserError("--dialect says what --emit mlir prints")
+    if options.after and options.emit not in (None, "graph"):
+        raise UserError(
+            f"--after says which graph is printed, and --emit {options.emit} prints none"
+        )
+    if options.json and (options.emit or options.after):
+        raise UserError("--json tells what was written; --emit prints text and writes nothing")
     mlir = options.backend == "mlir" or options.emit == "mlir"
     on_cpu = options.target == "cpu"
     if options.emit == "triton" and on_cpu:

@@ -36,6 +36,12 @@ ODD = {
         "kv_rank": 10, "rope": 6, "nope": 5, "value": 7, "experts": 6, "n_group": 3,
         "topk_group": 2, "per_token": 3, "expert_ffn": 11,
     },
+    "dsv3_2": {
+        "vocab": 79, "layers": 2, "hidden": 34, "dense": 0, "heads": 3, "q_rank": 14,
+        "kv_rank": 10, "rope": 6, "nope": 5, "value": 7, "experts": 6, "groups": 3,
+        "open_groups": 2, "per_token": 3, "expert_ffn": 9, "index_topk": 4, "index_heads": 3,
+        "index_width": 10,
+    },
 }  # fmt: skip
 
 # In tiles of 128 x 128: matrices of one tile, of two, and with partial ones at their edges, packed

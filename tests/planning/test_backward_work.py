@@ -10,7 +10,7 @@ from tests.planning.planned import compiled, subject
 
 TRAINS = (
     "deploy mine of {model} on h100 {{ mesh dp = 8  shard batch -> dp, optimizer -> replicas"
-    "  {recompute}  train batch = 64, sequence = 4096 }}"
+    "  {recompute}  train batch = 64, sequence = {sequence} }}"
 )
 
 
@@ -21,10 +21,10 @@ def trained(tmp_path, monkeypatch):
     from compiler.planning.model import Subject
     from dsl.deploy.check import choose
 
-    def make(file: str, clause: str = "") -> Subject:
+    def make(file: str, clause: str = "", sequence: int = 4096) -> Subject:
         name = compiled(file).program.name
         path = tmp_path / "mine.arch"
-        text = TRAINS.format(model=name, recompute=clause)
+        text = TRAINS.format(model=name, recompute=clause, sequence=sequence)
         path.write_text(f"edition 2026\nimport {file}\nimport clusters\n{text}\n")
         done = compile_model(str(path))
         return Subject(done.after("elaborate"), done.program, choose(done.source, "mine"))
@@ -84,3 +84,13 @@ def test_a_layer_that_is_computed_again_runs_once_more(trained, file):
     )
     assert again[:3] == pytest.approx(plain[:3])
     assert 0.8 * plain[0] < again[3] - plain[3] <= plain[0]  # but the head
+
+
+def test_training_takes_no_contraction_apart_however_short_its_sequences(trained):
+    """Below 163 positions a program that serves absorbs W_ukv, which has no backward graph."""
+    about = trained("dsv3", sequence=100)
+    work = costs(compiled().trained, 100, "main").total
+    forward, inputs, weight, _ = summed(Training(about))
+    assert (forward, inputs, weight) == pytest.approx(
+        (work.forward, work.input, work.weight), rel=2e-3
+    )
