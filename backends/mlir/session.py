@@ -75,14 +75,15 @@ class Session:
         batch, time = tokens.shape
         past = np.array(cache.lengths, dtype=np.int64)
         if batch == time == 1 and cache.lengths[0] and counts == [1]:
-            logits, *after = self._module["decode"](tokens, past, *cache.arrays)
+            results = self._module["decode"](tokens, past, *cache.arrays)
         else:
             count = np.array(counts, dtype=np.int64)
             ends = np.arange(batch) * time + np.maximum(count, 1) - 1
             rows = ends if last else np.arange(batch * time)
             most = max(cache.lengths, default=0)
-            logits, *after = self._module["prefill"](tokens, past, count, rows, most, *cache.arrays)
-        cache.arrays = after
+            results = self._module["prefill"](tokens, past, count, rows, most, *cache.arrays)
+        # IREE gives one result, of a model that caches nothing, by itself.
+        logits, *cache.arrays = results if isinstance(results, list | tuple) else [results]
         cache.lengths = [n + c for n, c in zip(cache.lengths, counts, strict=True)]
         # A copy: what IREE gives is its own memory, which a later step uses again.
         found = np.array(logits.to_host())

@@ -1,12 +1,15 @@
 """One compiled module for each architecture gives what the PyTorch backend gives: any batch, any
 lengths, prefill in one step or in several, decoding of one sequence and of many."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import dslc
+from backends.mlir.model import load
 from backends.pytorch.asked import InputError
 from mlir.compiled import ODD, difference, model, reference
 
@@ -57,6 +60,30 @@ def test_greedy_tokens(name: str, chunk: int | None) -> None:
         lengths = torch.tensor([len(p) for p in batch])
         expected = reference(name).generate(padded, lengths, max_new_tokens=6)
         assert found == [row.tolist() for row in expected]
+
+
+BIGRAM = """edition 2026
+model Bigram {
+  index t : time, w : 11, d : 5
+  param embed[w, d]
+  param head[w, d]
+  def main(token[t] of w) -> logits[t,w] {
+    logits[t,w] = head[w,d] * embed[token[t], d]
+  }
+}
+"""
+
+
+def test_a_model_that_caches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "bigram.arch").write_text(BIGRAM)
+    for backend in ("mlir", "pytorch"):
+        dslc.compile(tmp_path / "bigram.arch", backend=backend).save(tmp_path / backend)
+    ours, theirs = load(tmp_path / "mlir", seed=0), dslc.load(tmp_path / "pytorch", seed=0)
+    given = torch.tensor([[1, 2, 10]])
+    with torch.no_grad():
+        assert difference(ours(given.numpy()), theirs(given).numpy()) <= SAME
+    found = ours.generate([[1, 2]], max_new_tokens=3)
+    assert found == theirs.generate(given[:, :2], max_new_tokens=3).tolist()
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
