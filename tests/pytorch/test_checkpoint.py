@@ -361,7 +361,7 @@ SCALES = {
     ),
     "NaN": (
         lambda s: s.masked_fill(s == s.max(), torch.nan),
-        f"'{O_PROJ}_scale_inv': 1 of its scales are NaN or infinite",
+        f"'{O_PROJ}_scale_inv': 1 of its scales is NaN or infinite",
     ),
     "infinite": (lambda s: s / 0, f"'{O_PROJ}_scale_inv': 9 of its scales are NaN or infinite"),
 }
