@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsl import syntax as ast
+from dsl.config_keys import config_value, not_a_section
 from dsl.diagnostics import Diagnostics, Span, near
 from dsl.extents import Extent, ExtentError
 
@@ -376,6 +377,13 @@ class Constants:
                 value = config_value(self.choices.config, key)
                 if value is not None:
                     return _checked(value, key, decl)
+            for key in decl.keys:
+                if section := not_a_section(self.choices.config, key):
+                    raise ConstantError(
+                        "E0307",
+                        f"config.json: {section} is no section, and '{name}' is read from {key}",
+                        decl.name.span,
+                    )
         if name in self.settings:
             return self._evaluate(self.settings[name].value)
         if decl.value is not None:
@@ -421,16 +429,6 @@ def _checked(value: Any, key: str, decl: ast.ConstDecl) -> Constant:
 
 def no_size(name: str, span: Span) -> Constant:
     raise ConstantError("E0206", f"no index '{name}' is known here", span)
-
-
-def config_value(config: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key; null, and a path through what is no section, count as absent."""
-    at: Any = config
-    for part in key.split("."):
-        if not isinstance(at, Mapping):
-            return None
-        at = at.get(part)
-    return at
 
 
 def shown(value: Any) -> str:

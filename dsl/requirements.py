@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsl import syntax as ast
-from dsl.constants import Constant, ConstantError, Constants, config_value, evaluate, no_size, shown
+from dsl.config_keys import config_value
+from dsl.constants import Constant, ConstantError, Constants, evaluate, no_size, shown
 from dsl.diagnostics import Diagnostics, Span
 from dsl.files import Library
 from dsl.walking import walk

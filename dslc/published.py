@@ -17,7 +17,8 @@ from compiler.precision import Stored, weights_of
 from compiler.tensors import patterns
 from compiler.used import used
 from dsl import syntax as ast
-from dsl.constants import Choices, Constant, Constants, config_value, shown
+from dsl.config_keys import config_value
+from dsl.constants import Choices, Constant, Constants, shown
 from dsl.deploy.typed import Deployment, PrecisionRule
 from dsl.diagnostics import DiagnosticError, Diagnostics
 from dsl.instances import Instances

@@ -74,7 +74,6 @@ def test_derived_constants_follow(value: Any) -> None:
         (2.0, {"rope_scaling": {"type": "yarn"}, "rope_theta": 2.0}),
         (2.0, {"rope_scaling": None, "rope_theta": 2.0}),  # null is as good as absent
         (2.0, {"rope_scaling": {"rope_theta": None}, "rope_theta": 2.0}),
-        (2.0, {"rope_scaling": "yarn", "rope_theta": 2.0}),  # no section
         (10000.0, {}),
     ],
 )
@@ -136,6 +135,20 @@ def test_a_value_that_no_constant_can_have(tmp_path: Path, given: object, what: 
         "  --> main.arch:3:7\n"
         "  |\n"
         "3 | const hidden = config hidden_size\n"
+        "  |       ^^^^^^"
+    )
+
+
+@pytest.mark.parametrize("given", ["yarn", [], 4, False])
+def test_a_section_that_is_none(tmp_path: Path, given: object) -> None:
+    """Taken for a checkpoint without the section, it would be run as another model."""
+    text = "const factor = config rope_scaling.factor else null\n"
+    assert refused(tmp_path / "main.arch", text, config={"rope_scaling": given}) == (
+        "error[E0307]: config.json: rope_scaling is no section, and 'factor' is read from "
+        "rope_scaling.factor\n"
+        "  --> main.arch:1:7\n"
+        "  |\n"
+        "1 | const factor = config rope_scaling.factor else null\n"
         "  |       ^^^^^^"
     )
 
