@@ -141,12 +141,7 @@ def agree(store: Store, alike: Mapping[str, Any], files: str = "") -> Copies:
     first: dict[str, Any] = json.loads(store.get("alike/0"))
     ranks = [first]
     for number in range(1, world()):
-        try:
-            other = json.loads(store.get(f"alike/{number}"))
-        except DistError:
-            raise RankError(
-                f"rank {number} has not come up for {MEETING.seconds} s: {world()} were launched"
-            ) from None
+        other = json.loads(_told(store, "alike", number))
         ranks.append(other)
         for what in alike:
             if other.get(what) != first.get(what):
@@ -154,7 +149,28 @@ def agree(store: Store, alike: Mapping[str, Any], files: str = "") -> Copies:
                     f"rank {number} ({other['host']}) has another {what} than rank 0 "
                     f"({first['host']}){_difference(other.get(what), first.get(what))}"
                 )
+    # Rank 0 may keep the store: it does not go on, and perhaps end, before all have read.
+    store.set(f"read/{rank()}", "")
+    if rank() == 0:
+        for number in range(1, world()):
+            _told(store, "read", number)
     return Copies(store, rank(), [r["host"] for r in ranks], [r["files"] for r in ranks])
+
+
+def _told(store: Store, what: str, number: int) -> bytes:
+    """What a rank has put into the store, once it has.
+
+    Raises:
+        RankError: it has not for long, or the store is gone.
+    """
+    try:
+        return store.get(f"{what}/{number}")
+    except DistNetworkError:
+        raise RankError("the job's store is gone: the process that kept it has ended") from None
+    except DistError:
+        raise RankError(
+            f"rank {number} has not come up for {MEETING.seconds} s: {world()} were launched"
+        ) from None
 
 
 def _difference(other: Any, first: Any) -> str:

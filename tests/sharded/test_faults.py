@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from meshes import compiled
+from ranks import launch
 
 import dslc
 from backends.pytorch import ranks
@@ -91,6 +92,11 @@ def test_a_rank_that_dies_or_is_stopped(folder, name, number, victim, message):
     assert status == 1
     assert len(said) == 1 and re.fullmatch(message, said[0]), err
     assert err.strip() == said[0]
+
+
+def test_the_rank_that_keeps_the_store_waits_until_all_have_read(tmp_path):
+    """Rank 0 ends as soon as it has compared: before rank 2 has, if nothing held it."""
+    launch(tmp_path, ("late.compares", "late", 3))
 
 
 def test_ranks_end_with_their_launcher(folder):
