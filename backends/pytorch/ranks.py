@@ -150,10 +150,10 @@ def agree(store: Store, alike: Mapping[str, Any], files: str = "") -> Copies:
                     f"({first['host']}){_difference(other.get(what), first.get(what))}"
                 )
     # Rank 0 may keep the store: it does not go on, and perhaps end, before all have read.
-    store.set(f"read/{rank()}", "")
+    store.set(f"heard/{rank()}", "")
     if rank() == 0:
         for number in range(1, world()):
-            _told(store, "read", number)
+            _told(store, "heard", number)
     return Copies(store, rank(), [r["host"] for r in ranks], [r["files"] for r in ranks])
 
 
